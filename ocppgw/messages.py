@@ -1,0 +1,261 @@
+"""The messages of OCPP-J: what they are, how they look on the wire and on MQTT, and which faults they can have.
+
+A frame is one JSON array (OCPP-J 1.6, 4.2; Part 4 of 2.0.1 and 2.1, 4.2); an envelope is the payload of an MQTT
+message, either that array or EMQX's object form. Both are read by the same rules. Pure: no I/O, no state.
+
+Kinds by version: 1.6 and 2.0.1 have CALL (2), CALLRESULT (3) and CALLERROR (4); 2.1 adds CALLRESULTERROR (5) and
+SEND (6). A kind that a version lacks is an unknown message type there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeAlias
+
+from ocppgw import exactjson
+
+OCPP16 = "ocpp1.6"
+OCPP201 = "ocpp2.0.1"
+OCPP21 = "ocpp2.1"
+VERSIONS = (OCPP16, OCPP201, OCPP21)
+
+MAX_UNIQUE_ID = 36
+"""Characters of a unique id (OCPP-J 1.6, 4.1.4; Part 4, 4.1.4)."""
+MAX_ACTION = 255
+"""Characters of an action: ours, so that a topic can hold it; no version names a limit."""
+
+UNREADABLE_ID = "-1"
+"""The id of an answer to a CALL whose own id cannot be read, 2.x only (Part 4, 4.2.3)."""
+
+_CALL, _CALLRESULT, _CALLERROR, _CALLRESULTERROR, _SEND = 2, 3, 4, 5, 6
+_KINDS = {
+    OCPP16: frozenset({_CALL, _CALLRESULT, _CALLERROR}),
+    OCPP201: frozenset({_CALL, _CALLRESULT, _CALLERROR}),
+    OCPP21: frozenset({_CALL, _CALLRESULT, _CALLERROR, _CALLRESULTERROR, _SEND}),
+}
+
+# The error codes that the gateway answers with, by version: None where no answer may be sent.
+#   unreadable  not JSON, not an array, or no id: 1.6 has no id to answer with; 2.x Part 4, 4.2.3
+#   malformed   a CALL with a readable id that is not built like one: 1.6, 4.2.3; 2.x Part 4, 4.3
+#   unknown     a message type that the version lacks: 1.6, 4.1.3 and 2.1, 4.4 say ignore; 2.0.1, 4.4 says answer
+_FAULT_CODES: dict[str, dict[str, str | None]] = {
+    "unreadable": {OCPP16: None, OCPP201: "RpcFrameworkError", OCPP21: "RpcFrameworkError"},
+    "malformed": {OCPP16: "FormationViolation", OCPP201: "RpcFrameworkError", OCPP21: "RpcFrameworkError"},
+    "unknown": {OCPP16: None, OCPP201: "MessageTypeNotSupported", OCPP21: None},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """``[2, "19223201", "BootNotification", {"chargePointVendor": "v"}]``"""
+
+    kind: ClassVar[int] = _CALL
+    unique_id: str
+    action: str
+    payload: Any
+
+
+@dataclass(frozen=True, slots=True)
+class CallResult:
+    """``[3, "19223201", {"status": "Accepted"}]``"""
+
+    kind: ClassVar[int] = _CALLRESULT
+    unique_id: str
+    payload: Any
+
+
+@dataclass(frozen=True, slots=True)
+class CallError:
+    """``[4, "19223201", "NotSupported", "", {}]``"""
+
+    kind: ClassVar[int] = _CALLERROR
+    unique_id: str
+    code: str
+    description: str = ""
+    details: Any = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CallResultError:
+    """``[5, "19223201", "FormatViolation", "", {}]``, the answer to a CALLRESULT that cannot be used (2.1, 4.2.5)"""
+
+    kind: ClassVar[int] = _CALLRESULTERROR
+    unique_id: str
+    code: str
+    description: str = ""
+    details: Any = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """``[6, "19223201", "NotifyPeriodicEventStream", {}]``, never answered (2.1, 4.2.4)"""
+
+    kind: ClassVar[int] = _SEND
+    unique_id: str
+    action: str
+    payload: Any
+
+
+Message: TypeAlias = Call | CallResult | CallError | CallResultError | Send
+
+
+class ProtocolFault(Exception):
+    """What a peer sent is not OCPP-J of this version.
+
+    reason: what is wrong, in our words only. unique_id and action: as far as they can be read.
+    answer: the CALLERROR that the sender has a right to, None where the specification forbids one.
+    """
+
+    def __init__(
+        self, reason: str, unique_id: str | None = None, action: str | None = None, answer: CallError | None = None
+    ) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.unique_id = unique_id
+        self.action = action
+        self.answer = answer
+
+
+def decode_frame(data: bytes, version: str) -> Message:
+    """Read one frame. Raises ProtocolFault, with the answer that the version asks for."""
+    try:
+        frame = exactjson.loads(data)
+    except ValueError:
+        raise _fault("unreadable", version, "not JSON") from None
+    return _message(frame, version)
+
+
+def decode_envelope(data: bytes, version: str) -> Message:
+    """Read the payload of an MQTT message, object or array form. Raises ProtocolFault."""
+    try:
+        envelope = exactjson.loads(data)
+    except ValueError:
+        raise _fault("unreadable", version, "not JSON") from None
+    return _message(_array(envelope) if type(envelope) is dict else envelope, version)
+
+
+def encode_frame(message: Message) -> bytes:
+    """Write the array form, as it goes to a charge point."""
+    match message:
+        case Call(unique_id, action, payload) | Send(unique_id, action, payload):
+            return exactjson.dumps([message.kind, unique_id, action, payload])
+        case CallResult(unique_id, payload):
+            return exactjson.dumps([message.kind, unique_id, payload])
+        case _:
+            return exactjson.dumps(
+                [message.kind, message.unique_id, message.code, message.description, message.details]
+            )
+
+
+def encode_envelope(message: Message, action: str | None = None, **more: Any) -> bytes:
+    """Write the object form, as it goes to a service.
+
+    action: that of the CALL which an answer answers, left out when it is not known. more: further members.
+    """
+    envelope: dict[str, Any] = {"MessageTypeId": message.kind, "UniqueId": message.unique_id}
+    match message:
+        case Call() | Send():
+            envelope["Action"] = message.action
+            envelope["Payload"] = message.payload
+        case CallResult():
+            if action is not None:
+                envelope["Action"] = action
+            envelope["Payload"] = message.payload
+        case _:
+            if action is not None:
+                envelope["Action"] = action
+            envelope["ErrorCode"] = message.code
+            envelope["ErrorDescription"] = message.description
+            envelope["ErrorDetails"] = message.details
+    envelope.update(more)
+    return exactjson.dumps(envelope)
+
+
+def _message(frame: Any, version: str) -> Message:
+    if type(frame) is not list or not frame:
+        raise _fault("unreadable", version, "not an array")
+    kind = frame[0]
+    unique_id = frame[1] if len(frame) > 1 and type(frame[1]) is str else None
+    if type(kind) is not int or kind not in _KINDS[version]:
+        fault = "unknown" if unique_id is not None else None
+        raise _fault(fault, version, "unknown message type", unique_id)
+    if kind in (_CALL, _SEND):
+        # A bad SEND is never answered (2.1, 4.2.4).
+        return _request(frame, version, unique_id)
+    if unique_id is None or len(unique_id) > MAX_UNIQUE_ID:
+        raise ProtocolFault("no readable id" if unique_id is None else _LONG_ID, unique_id)
+    if kind == _CALLRESULT:
+        if len(frame) != 3:
+            raise ProtocolFault("a CALLRESULT has 3 elements", unique_id)
+        return CallResult(unique_id, frame[2])
+    return _error(frame, unique_id)
+
+
+_LONG_ID = f"unique id over {MAX_UNIQUE_ID} characters"
+
+
+def _request(frame: list[Any], version: str, unique_id: str | None) -> Call | Send:
+    kind = frame[0]
+    action = frame[2] if len(frame) > 2 and type(frame[2]) is str else None
+    if unique_id is None:
+        raise _fault("unreadable" if kind == _CALL else None, version, "no readable id", None, action)
+    if len(frame) != 4:
+        reason = f"a {'CALL' if kind == _CALL else 'SEND'} has 4 elements"
+    elif action is None:
+        reason = "the action is not a string"
+    elif len(action) > MAX_ACTION:
+        reason = f"action over {MAX_ACTION} characters"
+    elif len(unique_id) > MAX_UNIQUE_ID:
+        reason = _LONG_ID
+    else:
+        return Call(unique_id, action, frame[3]) if kind == _CALL else Send(unique_id, action, frame[3])
+    raise _fault("malformed" if kind == _CALL else None, version, reason, unique_id, action)
+
+
+def _error(frame: list[Any], unique_id: str) -> CallError | CallResultError:
+    # Charge points leave out the details or write null (reference: Q23); OCPP-J 1.6, 4.2.3 asks for "" and {}.
+    if not 3 <= len(frame) <= 5 or type(frame[2]) is not str:
+        raise ProtocolFault("an error has an id, a code, a description and details", unique_id)
+    description = frame[3] if len(frame) > 3 and frame[3] is not None else ""
+    details = frame[4] if len(frame) > 4 and frame[4] is not None else {}
+    if type(description) is not str:
+        raise ProtocolFault("the description is not a string", unique_id)
+    kind = CallError if frame[0] == _CALLERROR else CallResultError
+    return kind(unique_id, frame[2], description, details)
+
+
+# The members of the object form after MessageTypeId, in the order of the array form.
+_MEMBERS = {
+    _CALL: ("UniqueId", "Action", "Payload"),
+    _CALLRESULT: ("UniqueId", "Payload"),
+    _CALLERROR: ("UniqueId", "ErrorCode", "ErrorDescription", "ErrorDetails"),
+    _CALLRESULTERROR: ("UniqueId", "ErrorCode", "ErrorDescription", "ErrorDetails"),
+    _SEND: ("UniqueId", "Action", "Payload"),
+}
+_OPTIONAL = ("ErrorDescription", "ErrorDetails")
+
+
+def _array(envelope: dict[str, Any]) -> list[Any]:
+    kind = envelope.get("MessageTypeId")
+    if type(kind) is not int or kind not in _MEMBERS:
+        return [None, envelope.get("UniqueId")]
+    members = _MEMBERS[kind]
+    missing = [name for name in members if name not in envelope and name not in _OPTIONAL]
+    if missing:
+        unique_id, action = envelope.get("UniqueId"), envelope.get("Action")
+        raise ProtocolFault(
+            f"{missing[0]} is missing",
+            unique_id if type(unique_id) is str else None,
+            action if type(action) is str else None,
+        )
+    return [kind, *(envelope.get(name) for name in members)]
+
+
+def _fault(
+    fault: str | None, version: str, reason: str, unique_id: str | None = None, action: str | None = None
+) -> ProtocolFault:
+    code = _FAULT_CODES[fault][version] if fault is not None else None
+    answer = None
+    if code is not None:
+        answer = CallError(UNREADABLE_ID if unique_id is None else unique_id, code, reason)
+    return ProtocolFault(reason, unique_id, action, answer)
