@@ -1,0 +1,63 @@
+"""The embedded broker's process: rumqttd, by way of iotcore, on one address, until its standard input ends.
+
+Run by embedded.py as a file: `python -P rumqttd.py HOST PORT MAX_PAYLOAD_SIZE`. It imports nothing of ours, nor
+Twisted, which would double its memory. Ctrl-C in a terminal reaches it too and is for the gateway alone, which has
+messages to hand in before the broker goes; SIGTERM, and the end of the gateway, end it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+
+# rumqttd keeps one log for each topic filter that was ever subscribed, also of what was read, and drops its oldest
+# segment in silence when there are more than max_segment_count. Thus a subscriber may be 12 MiB behind, and a filter
+# costs at most 16 MiB of payload (rumqttd's own example allows 1 GiB). A message larger than a segment fits all the
+# same: a segment is closed after the message that fills it.
+# max_inflight_count bounds how many packets are taken from one socket at a time, no more: the number of messages that
+# a subscriber may leave unacknowledged is 100, a constant of rumqttd. Nobody is refused for exceeding either.
+SETTINGS = """
+id = 0
+[router]
+id = 0
+max_connections = 10010
+max_outgoing_packet_count = 200
+max_segment_size = 4194304
+max_segment_count = 4
+[v4.1]
+name = "ocppgw"
+listen = "{host}:{port}"
+next_connection_delay_ms = 1
+[v4.1.connections]
+connection_timeout_ms = 60000
+max_payload_size = {max_payload_size}
+max_inflight_count = 1000
+"""
+
+
+def main(host: str, port: int, max_payload_size: int) -> None:  # pragma: no cover - in its own process
+    """Be the broker. max_payload_size: bytes of one MQTT packet; the connection of a larger one is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    import iotcore
+
+    # At any lower level rumqttd says something about each packet, as errors too.
+    logging.getLogger("rumqttd").setLevel(logging.CRITICAL)
+    with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:  # mode 0600; read once, by the constructor
+        file.write(SETTINGS.format(host=host, port=port, max_payload_size=max_payload_size))
+        file.flush()
+        broker = iotcore.Broker(config_path=file.name)
+    broker.run_forever()
+
+
+def _end_with_parent() -> None:  # pragma: no cover - in its own process
+    sys.stdin.buffer.read()
+    os._exit(0)
+
+
+if __name__ == "__main__":  # pragma: no cover - in its own process
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
