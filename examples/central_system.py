@@ -90,7 +90,7 @@ class Connection:
         if frame[0] == 2:
             kind, self.commanded[frame[1]] = "Request", (action := frame[2])
         else:
-            kind, action = "Reply", self.asked.pop(frame[1])
+            kind, action = "Reply", self.asked.pop(frame[1], "again")  # a charge point may repeat a CALL
         print(unquote(self.cid), "<-", *in_words(frame, action), flush=True)
         message = dict(zip(NAMES[frame[0]], frame, strict=True))
         self.publish(f"ocpp/cs/{self.cid}/{kind}/{topic_safe(action)}", json.dumps(message))
@@ -167,9 +167,9 @@ class CentralSystem:
 
     def message_received(self, topic: str, payload: bytes) -> None:
         """Bring a message below ocpp/cp to its charge point."""
-        level, *rest = topic.split("/")[2:]
-        cid = rest[0] if level in ("Reply", "Error", "Status") else level
         try:
+            level, *rest = topic.split("/")[2:]
+            cid = rest[0] if level in ("Reply", "Error", "Status") else level
             message = json.loads(payload)
             if level == "Status":
                 print(unquote(cid), "is", message["status"], flush=True)
