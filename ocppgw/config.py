@@ -254,6 +254,16 @@ def load(path: str | None = None, overrides: Mapping[str, Any] | None = None) ->
     return _settings(table, path or "command line", notices)
 
 
+def with_version(settings: Settings, version: str) -> Settings:
+    """The same settings for a broker whose version of MQTT is known."""
+    return replace(settings, mqtt=replace(settings.mqtt, version=version))
+
+
+def is_tls(endpoint: str) -> bool:
+    """Whether an endpoint string, or the one that haproxy: wraps, has TLS."""
+    return endpoint.removeprefix("haproxy:").split(":", 1)[0] in ("ssl", "tls", "ocpps")
+
+
 def _read(path: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -272,8 +282,10 @@ def _settings(table: dict[str, Any], source: str, notices: tuple[str, ...]) -> S
     for name, section in _SECTIONS.items():
         values[name] = _section(section, table.pop(name, {}), f"{source}: {name}")
     values["listeners"] = _listeners(table.pop("listener", None), source)
-    top = _values(Settings, table, f"{source}:", (*_SECTIONS, "listener"))
+    top = _values(Settings, table, f"{source}: ", (*_SECTIONS, "listener"))
     values.update(top)
+    if not top["node"] and any("systemd:" in listener.endpoint for listener in values["listeners"]):
+        raise SettingsError(f"{source}: a systemd: listener needs a node name, or two workers would share one")
     node = top["node"] or _default_node(values["listeners"])
     settings = Settings(topics=_topics(values, node, source), **{**values, "node": node})
     parse_broker(settings.mqtt.url, source)
@@ -290,14 +302,8 @@ def _listeners(tables: Any, source: str) -> tuple[Listener, ...]:
         listener = _section(Listener, table, f"{source}: listener {number}")
         if not listener.path.startswith("/"):
             raise SettingsError(f"{source}: listener {number}: path = {listener.path!r}: must begin with /")
-        kind = listener.endpoint.split(":", 1)[0]
-        listeners.append(
-            replace(listener, path=listener.path.rstrip("/"), tls=kind in TLS_ENDPOINTS or ":ssl:" in listener.endpoint)
-        )
+        listeners.append(replace(listener, path=listener.path.rstrip("/"), tls=is_tls(listener.endpoint)))
     return tuple(listeners)
-
-
-TLS_ENDPOINTS = ("ssl", "tls", "ocpps")
 
 
 def _section(section: type[T], table: Any, where: str) -> T:
@@ -312,12 +318,12 @@ def _values(section: Any, table: Mapping[str, Any], where: str, also: tuple[str,
     for written, value in table.items():
         name = _SPELLINGS.get(written, written)
         if name not in known:
-            raise SettingsError(f"{where} {written}: unknown key; known are {', '.join(sorted((*known, *also)))}")
+            raise SettingsError(f"{where}{written}: unknown key; known are {', '.join(sorted((*known, *also)))}")
         try:
             values[name] = known[name].metadata["check"](value)
         except ValueError as error:
             shown = "(hidden)" if known[name].metadata["check"] is _secret else repr(value)
-            raise SettingsError(f"{where} {written} = {shown}: {error}") from None
+            raise SettingsError(f"{where}{written} = {shown}: {error}") from None
     return values
 
 

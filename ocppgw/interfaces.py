@@ -58,6 +58,7 @@ class IChargePoint(Interface):
 
     remote: str = Attribute("Where it connects from, 'host:port'.")
     version: str = Attribute("The negotiated subprotocol, e.g. 'ocpp1.6'; empty when none was agreed on.")
+    ended: str = Attribute("Why the connection is over, in words for a log; empty while it is not.")
 
     def send(frame: bytes) -> bool:
         """Write one OCPP-J frame, JSON in UTF-8. False when the connection cannot take it any more."""
@@ -80,6 +81,13 @@ class ICentralSystem(Interface):
 
     def frame_received(frame: bytes) -> None:
         """Take one frame. Never raises for anything that a peer can send."""
+
+
+class IAdmission(Interface):
+    """Who decides, before any credentials are looked at, whether an identity may connect now."""
+
+    def refusal(identity: str) -> str | None:
+        """Why not: "reserved" (its topics would be somebody else's), "broker away"; None when it may."""
 
 
 class IBroker(Interface):

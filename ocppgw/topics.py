@@ -109,6 +109,10 @@ class TopicTemplate:
         """Fill in topic-safe values; wildcards stay, so that a downstream template renders to a topic filter."""
         return "".join([part if isinstance(part, str) else values.get(part.name, part.name) for part in self._parts])
 
+    def as_filter(self) -> str:
+        """Write the topic filter that matches every topic of this template."""
+        return "/".join("+" if (literal := _literal(level)) is None else literal for level in self.levels)
+
     def render_concrete(self, values: Mapping[str, str], fillers: Sequence[str]) -> str:
         """Render with each wildcard replaced by the next filler, the last filler serving all further ones."""
         waiting = list(fillers)
@@ -181,7 +185,8 @@ def reserved_identities(upstream: Mapping[str, TopicTemplate], downstream: Topic
     """The identities, topic-safe, with which one template yields another charge point's topics of another template.
 
     With ``ocpp/cp/${cid}/${action}`` and ``ocpp/cp/Reply/${cid}`` that is ``Reply``; with a downstream filter
-    ``ocpp/${cid}/+/+`` it is ``cp``, who would listen to everybody. upstream: by the name of the setting. Raises TemplateError where two templates get in each other's way for every identity.
+    ``ocpp/${cid}/+/+`` it is ``cp``, who would listen to everybody. upstream: by the name of the setting.
+    Raises TemplateError where two templates get in each other's way for every identity.
     """
     reserved: set[str] = set()
     for name, template in upstream.items():

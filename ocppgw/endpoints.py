@@ -1,0 +1,113 @@
+"""Where an endpoint string would listen, known before anything does.
+
+Start-up needs that twice: to refuse a gateway without authentication on an address that others can reach, and to say
+in one line, before the daemon forks, that a port is taken. Twisted's endpoints do not tell; so each is asked to listen
+on a reactor that takes note of the address and goes no further.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.protocol import Factory
+
+
+class EndpointError(Exception):
+    """An endpoint that cannot be listened on; the text is the one line that the operator sees."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where an endpoint listens. host: empty for every interface. port: None for a Unix socket, whose path is host.
+
+    inherited: the socket exists already, systemd has made it.
+    """
+
+    host: str
+    port: int | None
+    inherited: bool = False
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether nobody but this machine can reach it."""
+        if self.port is None or self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def authority(self) -> str:
+        """``host:port`` for a URL."""
+        host = socket.gethostname() if self.host in ("", "0.0.0.0", "::") else self.host  # noqa: S104
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+
+class _Noted(Exception):
+    def __init__(self, address: Address) -> None:
+        super().__init__()
+        self.address = address
+
+
+class _NotingReactor:
+    """The listening half of a reactor, for one address. Raising keeps an inherited socket from being closed."""
+
+    def listenTCP(self, port: int, factory: object, backlog: int = 50, interface: str = "") -> NoReturn:
+        raise _Noted(Address(interface, port))
+
+    def listenSSL(
+        self, port: int, factory: object, contextFactory: object, backlog: int = 50, interface: str = ""
+    ) -> NoReturn:
+        raise _Noted(Address(interface, port))
+
+    def listenUNIX(self, address: str, factory: object, *args: object, **keywords: object) -> NoReturn:
+        raise _Noted(Address(address, None))
+
+    def adoptStreamPort(self, fileno: int, addressFamily: int, factory: object) -> NoReturn:
+        with socket.socket(fileno=os.dup(fileno)) as inherited:
+            name = inherited.getsockname()
+        if isinstance(name, tuple):
+            raise _Noted(Address(name[0], name[1], inherited=True))
+        raise _Noted(Address(str(name), None, inherited=True))
+
+
+def address_of(description: str) -> Address:
+    """Find out where an endpoint string listens. Raises EndpointError."""
+    reactor: Any = _NotingReactor()
+    try:
+        listening = serverFromString(reactor, description).listen(Factory())  # type: ignore[no-untyped-call]
+    except Exception as error:
+        # Whatever its parser found: an unknown kind, a missing argument, a key file that cannot be read.
+        raise EndpointError(f"{description}: {_words(error)}") from None
+    failures: list[Any] = []
+    listening.addErrback(failures.append)
+    if not failures or not isinstance(failures[0].value, _Noted):
+        raise EndpointError(f"{description}: {failures[0].getErrorMessage() if failures else 'has no address'}")
+    address: Address = failures[0].value.address
+    return address
+
+
+def check_free(description: str, address: Address) -> None:
+    """Try whether the address can be listened on. Raises EndpointError."""
+    if address.inherited or address.port is None:
+        return
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address.host, address.port))
+        except (OSError, OverflowError) as error:
+            raise EndpointError(f"{description}: cannot be listened on: {_words(error)}") from None
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+    if isinstance(error, TypeError):
+        return "wrong arguments for this kind of endpoint"
+    return str(error) or type(error).__name__

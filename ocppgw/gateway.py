@@ -1,0 +1,262 @@
+"""Where charge points and topics meet: the cred realm, which *is* the registry of sessions, and the topic mapping.
+
+Upstream a message gets its topic and its envelope and goes to the broker. Downstream a batch of deliveries is given
+to the sessions that they are for, and acknowledged in the order of receipt. Knows neither WebSocket nor paho.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.cred.portal import IRealm
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from zope.interface import Interface, implementer
+
+from ocppgw import exactjson
+from ocppgw.config import Settings
+from ocppgw.interfaces import (
+    Delivery,
+    IAdmission,
+    IBroker,
+    IBrokerClient,
+    ICentralSystem,
+    IChargePoint,
+    Properties,
+    Publication,
+    SubscriptionRefused,
+)
+from ocppgw.messages import Call, CallResult, Message, ProtocolFault, Send, encode_envelope, encode_frame
+from ocppgw.session import Session
+from ocppgw.topics import TopicTemplate, encode_level, encode_text
+
+GOING_AWAY = 1001
+REPLACED = 4001
+"""Close codes (RFC 6455, 7.4.1; 4000 and above are ours)."""
+
+UNKNOWN_ACTION = "-"
+"""Stands for ${action} where an answer matches no CALL."""
+
+
+@implementer(IRealm, IAdmission, IBrokerClient)
+class Gateway(Service):
+    """The registry of connected charge points, by topic-safe identity, and the bridge between them and the broker."""
+
+    log = Logger()
+
+    def __init__(self, settings: Settings, broker: IBroker, clock: IReactorTime) -> None:
+        self.settings = settings
+        self.sessions: dict[str, Session] = {}
+        self.counters: Counter[str] = Counter()
+        self._broker = broker
+        self._clock = clock
+        self._congested = False
+        self._stopping = False
+        self._emptied: Deferred[None] | None = None
+
+    # The realm
+
+    def refusal(self, identity: str) -> str | None:
+        """Why an identity may not connect now, or None."""
+        if encode_level(identity) in self.settings.topics.reserved:
+            return "reserved"
+        away_since = self._broker.away_since
+        if self._stopping or (
+            away_since is not None and self._clock.seconds() - away_since >= self.settings.mqtt.outage_grace
+        ):
+            return "broker away"
+        return None
+
+    def requestAvatar(
+        self, avatarId: bytes | tuple[()], mind: object, *interfaces: type[Interface]
+    ) -> tuple[type[Interface], Session, Callable[[], None]]:
+        """Make the session of a charge point that has logged in. It is registered when its handshake is complete."""
+        if ICentralSystem not in interfaces:
+            raise NotImplementedError("a charge point speaks to an ICentralSystem")
+        cid = bytes(avatarId).decode("utf-8")
+        charge_point = IChargePoint(mind)
+        session = Session(
+            cid,
+            encode_level(cid),
+            charge_point,
+            self,
+            self._clock,
+            self.settings.dnstream,
+            self.settings.limits.message_size,
+        )
+        return ICentralSystem, session, partial(self._session_ended, session)
+
+    def session_opened(self, session: Session) -> None:
+        """Register a session, in the place of an older one of the same identity."""
+        old = self.sessions.get(session.level)
+        self.sessions[session.level] = session
+        if old is not None:
+            self.log.info("charge point {cid} connects again, the older connection is closed", cid=session.level)
+            self.count("replaced")
+            old.closed("replaced")
+            old.charge_point.close(REPLACED, "replaced")
+        topic_filter = self._filter(session)
+        if old is None or self._filter(old) != topic_filter:
+            if old is not None:
+                self._broker.unsubscribe(self._filter(old))
+            subscribed = self._broker.subscribe(topic_filter, self.settings.dnstream.qos)
+            subscribed.addErrback(self._subscription_failed, session)
+        if self._congested:
+            session.charge_point.pause_reading()
+        self.log.info(
+            "charge point {cid} online with {version} from {remote}",
+            cid=session.level,
+            version=session.version,
+            remote=session.charge_point.remote,
+        )
+
+    def _session_ended(self, session: Session) -> None:
+        """Log out: only what is the session's own is taken down, a successor is not touched."""
+        session.closed("disconnected")
+        if self.sessions.get(session.level) is not session:
+            return
+        del self.sessions[session.level]
+        self._broker.unsubscribe(self._filter(session))
+        self.log.info("charge point {cid} offline: {reason}", cid=session.level, reason=session.charge_point.ended)
+        if self._emptied is not None and not self.sessions:
+            self._emptied.callback(None)
+            self._emptied = None
+
+    def _subscription_failed(self, failure: Any, session: Session) -> None:
+        failure.trap(SubscriptionRefused)
+        self.count("subscription_refused")
+        self.log.error(
+            "the broker refused the subscription {topic}: nothing can be sent to charge point {cid}",
+            topic=self._filter(session),
+            cid=session.level,
+        )
+
+    # Upstream
+
+    def publish(self, session: Session, message: Message, action: str | None, frame: bytes | None) -> None:
+        """Publish a message of a charge point, or a delivery failure in its place."""
+        topics = self.settings.topics
+        if isinstance(message, (Call, Send)):
+            action = message.action
+            template = topics.overrides.get(action, topics.call)
+        else:
+            template = topics.reply if isinstance(message, CallResult) else topics.error
+        if self.settings.payload_format == "array":
+            payload = frame if frame is not None else encode_frame(message)
+        else:
+            payload = encode_envelope(message, action)
+        values = self._values(session)
+        values["action"] = encode_level(action) if action else UNKNOWN_ACTION
+        values["type"] = str(message.kind)
+        values["id"] = encode_level(message.unique_id)
+        self._publish(template, values, payload, self._properties(session, message, values))
+
+    def publish_refused(self, session: Session, frame: bytes, fault: ProtocolFault) -> None:
+        """Publish a frame that was refused, for services that want to know."""
+        template = self.settings.topics.invalid
+        if template is None:
+            return
+        report = {
+            "cid": session.cid,
+            "frame": frame.decode("utf-8", "replace"),
+            "code": fault.answer.code if fault.answer is not None else None,
+            "detail": fault.reason,
+        }
+        self._publish(template, self._values(session), exactjson.dumps(report), None)
+
+    def count(self, event: str) -> None:
+        """Add one to a counter."""
+        self.counters[event] += 1
+
+    def _publish(
+        self, template: TopicTemplate, values: dict[str, str], payload: bytes, properties: Properties | None
+    ) -> None:
+        self._broker.publish(
+            Publication(template.render(values), payload, self.settings.upstream.qos, properties=properties)
+        )
+
+    def _properties(self, session: Session, message: Message, values: dict[str, str]) -> Properties | None:
+        if not self._broker.carries_properties:
+            return None
+        fillers = ("Reply", values["action"], values["id"])
+        return Properties(
+            content_type="application/json",
+            correlation_data=message.unique_id.encode("utf-8", "surrogatepass"),
+            response_topic=self.settings.topics.downstream.render_concrete(values, fillers),
+            user=(("cid", encode_text(session.cid)), ("version", session.version), ("node", self.settings.node)),
+        )
+
+    def _values(self, session: Session) -> dict[str, str]:
+        # The user name is the identity: the login sees to that.
+        return {"cid": session.level, "username": session.level, "version": session.version}
+
+    def _filter(self, session: Session) -> str:
+        return self.settings.topics.downstream.render(self._values(session))
+
+    # Downstream
+
+    def messages_received(self, deliveries: Sequence[Delivery]) -> None:
+        """Give each message to the session that it is for; all of them are taken over with that."""
+        for delivery in deliveries:
+            with self.log.failuresHandled("while delivering a message on {topic}", topic=delivery.topic):
+                self._deliver(delivery)
+        self._broker.acknowledge(deliveries)
+
+    def _deliver(self, delivery: Delivery) -> None:
+        if delivery.retain:
+            # It would be repeated at every reconnection of the charge point.
+            self.count("retained")
+            self.log.warn("retained message on {topic} is not forwarded", topic=delivery.topic)
+            return
+        downstream = self.settings.topics.downstream
+        values = downstream.match(delivery.topic)
+        session = self.sessions.get(values["cid"]) if values is not None else None
+        if session is not None:
+            session.message_received(delivery)
+            return
+        self.count("unknown_identity")
+        self.log.info("message on {topic}: no such charge point is connected here", topic=delivery.topic)
+        if values is not None:
+            # A subscription that an earlier process of this name has left in the broker's session.
+            self._broker.unsubscribe(downstream.render(values))
+
+    def broker_connected(self) -> None:
+        """Nothing to do: the broker's edge has renewed the subscriptions."""
+
+    def broker_lost(self, reason: str) -> None:
+        """Nothing to do: refusal() looks at how long it has been away."""
+
+    def broker_congested(self) -> None:
+        """Stop reading from charge points: what has not been read is kept by its sender."""
+        self._congested = True
+        self.log.warn(
+            "messages for the broker pile up: reading from {count} charge points pauses", count=len(self.sessions)
+        )
+        for session in self.sessions.values():
+            session.charge_point.pause_reading()
+
+    def broker_relieved(self) -> None:
+        """Read again."""
+        self._congested = False
+        self.log.info("the queue to the broker is short again: reading resumes")
+        for session in self.sessions.values():
+            session.charge_point.resume_reading()
+
+    # Stop
+
+    def stopService(self) -> Deferred[None]:
+        """Close every charge point with 1001, and wait for their sockets, at most drain_seconds."""
+        self.running = False
+        self._stopping = True
+        if not self.sessions:
+            return succeed(None)
+        emptied = self._emptied = Deferred()
+        for session in list(self.sessions.values()):
+            session.closed("shutting_down")
+            session.charge_point.close(GOING_AWAY, "the gateway is shutting down")
+        return emptied.addTimeout(self.settings.drain_seconds, self._clock, lambda result, timeout: None)

@@ -1,0 +1,455 @@
+"""The MQTT edge: with ``mqttclient`` all that knows paho, and the only module that runs in a thread of its own.
+
+The thread drives paho by its public ``loop_read``, ``loop_write`` and ``loop_misc``. Between it and the reactor only
+immutable values cross, in batches: whatever the reactor has for the broker lies in two deques (control, publications)
+and costs one wake-up a turn; whatever the broker has for the reactor is collected while the socket has bytes and
+handed over in one call. So neither side waits for the other, and the GIL changes hands rarely.
+
+Rules: publications go out in order, at most a window of them unacknowledged (paho walks its backlog at every PUBACK,
+so the backlog stays here); subscriptions are renewed at every CONNACK before anything else is sent; deliveries are
+acknowledged when the reactor says so, and only on the connection on which they came.
+"""
+
+from __future__ import annotations
+
+import random
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import MQTTErrorCode
+from paho.mqtt.reasoncodes import ReasonCode
+from twisted.logger import Logger
+
+from ocppgw.config import BrokerAddress, Mqtt
+from ocppgw.interfaces import Delivery, Properties, Publication
+from ocppgw.mqttclient import disconnect, make_client, to_paho, words
+
+WINDOW = 1000
+"""Publications that wait for their PUBACK at one time, fewer where the broker's Receive Maximum says so."""
+MAX_UNTAKEN = 5000
+"""Deliveries that the reactor has not taken yet; above that the socket is not read."""
+FILTERS_PER_SUBSCRIBE = 8
+"""AWS IoT closes the connection for more than 8 in one SUBSCRIBE; the others do not care."""
+FIRST_DELAY, LAST_DELAY = 1.0, 30.0
+"""Seconds between attempts to connect, doubled each time, plus or minus a fifth."""
+SHORT_LIVED = 10.0
+"""Seconds: three connections in a row that end sooner mean that somebody else uses our client id."""
+TURN = 1.0
+"""Seconds between looks at MQTT's keep alive."""
+
+_SESSION_TAKEN_OVER = 0x8E
+_UNSUPPORTED_VERSION = 0x84
+
+
+class LinkEvents(Protocol):
+    """What the reactor is told, in its own thread."""
+
+    def link_connected(self, version: str) -> None:
+        """CONNACK has come; subscriptions are being renewed."""
+
+    def link_lost(self, reason: str) -> None:
+        """The connection is gone."""
+
+    def link_failed(self, reason: str) -> None:
+        """An attempt to connect has failed; the next one is under way."""
+
+    def link_taken_over(self, delay: float) -> None:
+        """Another client uses our client id."""
+
+    def link_received(self, deliveries: list[Delivery]) -> None:
+        """Messages have come."""
+
+    def link_subscribed(self, results: list[tuple[str, int | None]]) -> None:
+        """Granted QoS by filter, None where it was refused."""
+
+    def link_refused(self, topic: str, reason: str) -> None:
+        """The broker has not taken a publication and never will."""
+
+    def link_drained(self) -> None:
+        """As many publications are left as was asked for."""
+
+    def link_ended(self) -> None:
+        """The thread is at its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribe:
+    """Control: add a filter."""
+
+    topic_filter: str
+    qos: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unsubscribe:
+    """Control: take a filter away."""
+
+    topic_filter: str
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledge:
+    """Control: PUBACK for deliveries, in their order."""
+
+    deliveries: tuple[Delivery, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Ticket:
+    generation: int
+    mid: int
+    qos: int
+
+
+class Link:
+    """The thread, and what it shares with the reactor.
+
+    Reactor's side: ``start``, ``control``, ``publish``, ``wake``, ``stop`` and the figures ``pending`` and
+    ``pending_bytes``. Everything with an underscore belongs to the thread.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        settings: Mqtt,
+        address: BrokerAddress,
+        client_id: str,
+        events: LinkEvents,
+        call_in_reactor: Callable[..., Any],
+    ) -> None:
+        self._settings = settings
+        self._address = address
+        self._client_id = client_id
+        self._events = events
+        self._call = call_in_reactor
+        self._control: deque[Subscribe | Unsubscribe | Acknowledge] = deque()
+        self._publications: deque[Publication] = deque()
+        # Each of these numbers has one writer; the other thread only reads it.
+        self._accepted = self._accepted_bytes = self._taken = 0
+        self._done = self._done_bytes = self._handed = 0
+        self.drain_marks: tuple[int, int] | None = None
+        self._deadline: float | None = None
+        self._woken = False
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._wake_reader.setblocking(False)
+        self._wake_writer.setblocking(False)
+
+        # The first one is tried; a version that has once connected stays the only one.
+        self._versions = ["5", "3.1.1"] if settings.version == "auto" else [settings.version]
+        self._client: paho.Client | None = None
+        self._generation = 0
+        self._reached = False
+        self._connected_at: float | None = None
+        self._reason = ""
+        self._refusal: ReasonCode | None = None
+        self._short_lived = 0
+        self._window = WINDOW
+        self._max_packet: int | None = None
+        self._filters: dict[str, int] = {}
+        self._subscribing: dict[int, list[str]] = {}
+        self._unacknowledged: dict[int, Publication] = {}
+        self._batch: list[Delivery] = []
+
+    # The reactor's side
+
+    @property
+    def pending(self) -> int:
+        """Publications that the broker has not acknowledged."""
+        return self._accepted - self._done
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of their payloads."""
+        return self._accepted_bytes - self._done_bytes
+
+    def drained(self) -> bool:
+        """Whether no more is pending than drain_marks (publications, bytes) say."""
+        marks = self.drain_marks
+        return marks is None or (self.pending <= marks[0] and self.pending_bytes <= marks[1])
+
+    def start(self) -> None:
+        """Start the thread; not before the daemon has forked."""
+        threading.Thread(target=self._run, name="ocppgw-mqtt", daemon=True).start()
+
+    def publish(self, publication: Publication) -> None:
+        """Queue a publication; wake() sends it on its way."""
+        self._accepted += 1
+        self._accepted_bytes += len(publication.payload)
+        self._publications.append(publication)
+
+    def control(self, command: Subscribe | Unsubscribe | Acknowledge) -> None:
+        """Queue a command; wake() sends it on its way."""
+        if isinstance(command, Acknowledge):
+            self._taken += len(command.deliveries)
+        self._control.append(command)
+
+    def wake(self) -> None:
+        """Have the thread look at its queues, once for everything that was queued in this turn."""
+        if not self._woken:
+            self._woken = True
+            try:
+                self._wake_writer.send(b"\0")
+            except BlockingIOError:
+                return
+
+    def stop(self, limit: float) -> None:
+        """Send what is queued for at most limit seconds, then disconnect and end."""
+        self._deadline = time.monotonic() + limit
+        self._woken = False
+        self.wake()
+
+    # The thread's side
+
+    def _run(self) -> None:
+        delay = FIRST_DELAY
+        while not self._over():
+            self._reason, self._refusal, self._reached = "", None, False
+            try:
+                if self._client is None:
+                    self._client = self._make_client()
+                self._client.reconnect()
+                self._reached = True
+                self._generation += 1
+                self._serve(self._client)
+            except (OSError, ValueError) as error:
+                self._reason = words(error)
+            except Exception:
+                self.log.failure("in the thread of the MQTT client")
+                self._reason = "internal error"
+                self._replace_client()
+            if self._over():
+                break
+            connected_at, self._connected_at = self._connected_at, None
+            if connected_at is not None:
+                delay = self._after_loss(time.monotonic() - connected_at)
+            elif self._try_other_version():
+                continue
+            else:
+                self._call(self._events.link_failed, self._reason)
+            self._wait(delay * random.uniform(0.8, 1.2))  # noqa: S311
+            delay = min(delay * 2, LAST_DELAY)
+        self._call(self._events.link_ended)
+
+    def _after_loss(self, lived: float) -> float:
+        """Tell that a connection has ended; give back the seconds until the next attempt."""
+        self._call(self._events.link_lost, self._reason)
+        self._short_lived = self._short_lived + 1 if lived < SHORT_LIVED else 0
+        taken_over = self._refusal is not None and self._refusal.value == _SESSION_TAKEN_OVER
+        if taken_over or self._short_lived >= 3:
+            self._call(self._events.link_taken_over, LAST_DELAY)
+            return LAST_DELAY
+        return FIRST_DELAY
+
+    def _try_other_version(self) -> bool:
+        """Change to the other version where the broker may not speak this one; whether to try it at once.
+
+        A broker that speaks only 3.1.1 refuses a CONNECT 5, or closes without a word.
+        """
+        about_version = self._refusal is None or self._refusal.value == _UNSUPPORTED_VERSION
+        if not self._reached or not about_version or len(self._versions) < 2:
+            return False
+        self._versions.reverse()
+        self._replace_client()
+        return self._versions[0] == "3.1.1"
+
+    def _replace_client(self) -> None:
+        """Take a new client, and take back what the old one has not delivered."""
+        self._client = None
+        self._publications.extendleft(reversed(self._unacknowledged.values()))
+        self._unacknowledged.clear()
+
+    def _over(self) -> bool:
+        return self._deadline is not None
+
+    def _wait(self, seconds: float) -> None:
+        """Wait, but not beyond a stop."""
+        until = time.monotonic() + seconds
+        while not self._over() and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, 0.2))
+
+    def _make_client(self) -> paho.Client:
+        client = make_client(self._settings, self._address, self._client_id, self._versions[0])
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_message = self._on_message
+        client.on_publish = self._on_publish
+        client.on_subscribe = self._on_subscribe
+        return client
+
+    def _serve(self, client: paho.Client) -> None:
+        sock: Any = client.socket()
+        poller = select.poll()
+        poller.register(self._wake_reader, select.POLLIN)
+        poller.register(sock, select.POLLIN)
+        fd = sock.fileno()
+        looked = time.monotonic()
+        wanted = select.POLLIN
+        while client.socket() is not None:
+            readable = self._handed - self._taken < MAX_UNTAKEN
+            want = (select.POLLIN if readable else 0) | (select.POLLOUT if client.want_write() else 0)
+            if want != wanted:
+                poller.modify(fd, want)
+                wanted = want
+            # What TLS or the WebSocket wrapper has already decrypted, poll does not see.
+            pending = readable and hasattr(sock, "pending") and sock.pending() > 0
+            ready = dict(poller.poll(0 if pending else TURN * 1000))
+            if self._wake_reader.fileno() in ready:
+                self._wake_reader.recv(4096)
+            if pending or ready.get(fd, 0) & (select.POLLIN | select.POLLHUP | select.POLLERR):
+                self._read(client, sock)
+            self._woken = False
+            if self._connected_at is not None:
+                self._send_queued(client)
+            if client.want_write():
+                client.loop_write()
+            if time.monotonic() - looked >= TURN:
+                looked = time.monotonic()
+                client.loop_misc()
+            if self._over() and self._finish(client):
+                return
+
+    def _read(self, client: paho.Client, sock: Any) -> None:
+        """Read while there is something, so that the reactor gets one batch."""
+        poller = select.poll()
+        poller.register(sock, select.POLLIN)
+        for _ in range(100):
+            if client.loop_read() != MQTTErrorCode.MQTT_ERR_SUCCESS or client.socket() is None:
+                break
+            if not ((hasattr(sock, "pending") and sock.pending()) or poller.poll(0)):
+                break
+        if self._batch:
+            batch, self._batch = self._batch, []
+            self._handed += len(batch)
+            self._call(self._events.link_received, batch)
+
+    def _send_queued(self, client: paho.Client) -> None:
+        self._send_control(client)
+        publications = self._publications
+        while publications and len(self._unacknowledged) < self._window:
+            self._publish(client, publications.popleft())
+
+    def _send_control(self, client: paho.Client) -> None:
+        subscribing: list[tuple[str, int]] = []
+        while self._control:
+            command = self._control.popleft()
+            if isinstance(command, Subscribe):
+                self._filters[command.topic_filter] = command.qos
+                subscribing.append((command.topic_filter, command.qos))
+                continue
+            if isinstance(command, Acknowledge):
+                self._acknowledge(client, command)
+                continue
+            self._subscribe(client, subscribing)
+            subscribing = []
+            self._filters.pop(command.topic_filter, None)
+            client.unsubscribe(command.topic_filter)
+        self._subscribe(client, subscribing)
+
+    def _subscribe(self, client: paho.Client, filters: list[tuple[str, int]]) -> None:
+        for start in range(0, len(filters), FILTERS_PER_SUBSCRIBE):
+            part = filters[start : start + FILTERS_PER_SUBSCRIBE]
+            _, mid = client.subscribe(part)
+            if mid is not None:
+                self._subscribing[mid] = [topic_filter for topic_filter, _ in part]
+
+    def _acknowledge(self, client: paho.Client, command: Acknowledge) -> None:
+        for delivery in command.deliveries:
+            ticket = delivery.ticket
+            if isinstance(ticket, _Ticket) and ticket.qos and ticket.generation == self._generation:
+                client.ack(ticket.mid, ticket.qos)
+
+    def _publish(self, client: paho.Client, publication: Publication) -> None:
+        size = len(publication.payload) + len(publication.topic) + 1024
+        if self._max_packet is not None and size > self._max_packet:
+            self._call(
+                self._events.link_refused, publication.topic, f"the broker takes {self._max_packet} bytes at most"
+            )
+            self._finished(publication)
+            return
+        properties = to_paho(publication.properties) if self._versions[0] == "5" else None
+        while True:
+            info = client.publish(
+                publication.topic, publication.payload, publication.qos, publication.retain, properties
+            )
+            # The packet identifiers wrap around; one that is still in use is skipped.
+            if info.rc != MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
+                break
+        if publication.qos:
+            self._unacknowledged[info.mid] = publication
+        else:
+            self._finished(publication)
+
+    def _finished(self, publication: Publication) -> None:
+        self._done += 1
+        self._done_bytes += len(publication.payload)
+        if self.drain_marks is not None and self.drained():
+            self.drain_marks = None
+            self._call(self._events.link_drained)
+
+    def _finish(self, client: paho.Client) -> bool:
+        """Disconnect when everything is sent or the time is up; whether the connection is at its end."""
+        late = time.monotonic() >= (self._deadline or 0.0)
+        if not late and self._connected_at is not None and (self.pending or self._control or client.want_write()):
+            return False
+        disconnect(client, end_session=self._connected_at is not None)
+        until = time.monotonic() + 1.0
+        while client.want_write() and client.socket() is not None and time.monotonic() < until:
+            client.loop_write()
+            time.sleep(0.01)
+        return True
+
+    # paho's callbacks, in the thread
+
+    def _on_connect(self, client: Any, userdata: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
+        if reason.is_failure:
+            self._refusal, self._reason = reason, f"refused: {reason}"
+            return
+        self._connected_at = time.monotonic()
+        self._window = min(WINDOW, getattr(properties, "ReceiveMaximum", WINDOW))
+        self._max_packet = getattr(properties, "MaximumPacketSize", None)
+        version = self._versions[0]
+        self._versions = [version]
+        self._subscribing.clear()
+        self._subscribe(client, list(self._filters.items()))
+        self._call(self._events.link_connected, version)
+
+    def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
+        if not self._reason:
+            from_broker = flags.is_disconnect_packet_from_server
+            self._refusal = reason if from_broker else None
+            self._reason = f"closed by the broker: {reason}" if from_broker else "connection lost"
+
+    def _on_message(self, client: Any, userdata: Any, message: paho.MQTTMessage) -> None:
+        ticket = _Ticket(self._generation, message.mid, message.qos)
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:
+            topic = ""
+        expiry = getattr(message.properties, "MessageExpiryInterval", None)
+        properties = Properties(expiry=expiry) if expiry is not None else None
+        payload = bytes(message.payload)
+        self._batch.append(Delivery(topic, payload, message.retain, message.dup, properties, ticket))
+
+    def _on_publish(self, client: Any, userdata: Any, mid: int, reason: ReasonCode, properties: Any) -> None:
+        publication = self._unacknowledged.pop(mid, None)
+        if publication is None:
+            return
+        if reason.is_failure:
+            self._call(self._events.link_refused, publication.topic, str(reason))
+        self._finished(publication)
+
+    def _on_subscribe(self, client: Any, userdata: Any, mid: int, reasons: list[ReasonCode], properties: Any) -> None:
+        filters = self._subscribing.pop(mid, [])
+        results = [
+            (topic_filter, None if reason.is_failure else reason.value)
+            for topic_filter, reason in zip(filters, reasons, strict=False)
+        ]
+        self._call(self._events.link_subscribed, results)

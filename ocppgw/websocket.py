@@ -1,0 +1,274 @@
+"""The WebSocket edge: one protocol instance a charge point, from its first byte to its close.
+
+Incoming: the request's head is read by ``handshake``; then, in the order of the contract, identity, credentials (by
+cred's portal) and subprotocol are checked; then every message is handed to the session that the portal gave. Outgoing:
+frames and close codes. Knows nothing of MQTT, of topics or of what is in a frame.
+
+Where Autobahn's behaviour is overridden, the comment says which one (read in 26.10.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import txaio
+from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
+from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
+from twisted.cred.error import UnauthorizedLogin
+from twisted.cred.portal import Portal
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IPushProducer
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from ocppgw import handshake
+from ocppgw.auth import BackendAway, ChargePointCredentials, UnknownIdentity
+from ocppgw.config import Limits, Listener
+from ocppgw.interfaces import IAdmission, ICentralSystem, IChargePoint
+
+SERVED = ("ocpp1.6", "ocpp2.0.1", "ocpp2.1")
+PROTOCOL_ERROR = 1002
+INTERNAL_ERROR = 1011
+CLOSE_TIMEOUT = 3
+"""Seconds that a charge point has to answer our close frame."""
+
+_log = Logger()
+_REFUSALS = {"reserved": handshake.RESERVED, "broker away": handshake.BROKER_AWAY}
+
+
+@implementer(IChargePoint, IPushProducer)
+class ChargePointProtocol(WebSocketServerProtocol):
+    """The connection of one charge point; cred's mind.
+
+    As a push producer it only learns when the peer does not read: from then on what is written is counted, and a peer
+    that leaves more than ``limits.outgoing_buffer`` unread is cut off.
+    """
+
+    # Autobahn tells of every fault of a peer, in the peer's words; we tell it ourselves.
+    log = txaio.make_logger(level="critical")  # type: ignore[attr-defined]
+
+    factory: ChargePointFactory
+    transport: Any
+    localCloseCode: Any
+    version = ""
+    remote = ""
+    ended = ""
+    _upgrade: Any = None
+    _refusal: handshake.Refusal | None = None
+    _session: Any = None
+    _logout: Callable[[], None] | None = None
+    _unread: int | None = None
+
+    # The handshake
+
+    def connectionMade(self) -> None:
+        """Take note of the peer's address."""
+        super().connectionMade()
+        peer: Any = self.transport.getPeer()
+        host = getattr(peer, "host", None)
+        self.remote = f"{host}:{peer.port}" if host is not None else "unix"
+
+    def processHandshake(self) -> None:
+        """Read the request's head before Autobahn does, and give it one that it accepts.
+
+        Autobahn calls this with every piece of data until the handshake is over, also while a login is under way:
+        a second request behind the first one would be a second onConnect.
+        """
+        limits = self.factory.limits
+        if self._upgrade is not None:
+            if len(self.data) > limits.message_size:
+                self.failHandshake("")
+            return
+        end = self.data.find(b"\r\n\r\n", 0, limits.header_size)
+        if end < 0:
+            if len(self.data) >= limits.header_size:
+                self._refuse(handshake.HEAD_TOO_LARGE)
+            return
+        try:
+            self._upgrade = handshake.parse_upgrade(self.data[:end], self.factory.listener.path)
+        except handshake.Refused as refused:
+            self._refuse(refused.refusal)
+            return
+        self.data = self._upgrade.head() + self.data[end + 4 :]
+        super().processHandshake()
+
+    def onConnect(self, request: ConnectionRequest) -> Deferred[str | None]:  # type: ignore[override]
+        """Decide on the handshake: fires with the subprotocol, or fails with ConnectionDeny."""
+        return Deferred.fromCoroutine(self._admit(self._upgrade))
+
+    async def _admit(self, upgrade: handshake.Upgrade) -> str | None:
+        try:
+            return await self._log_in(upgrade)
+        except handshake.Refused as refused:
+            self._refusal = refused.refusal
+        except Exception:
+            _log.failure("while charge point {identity!r} was logging in", identity=upgrade.identity)
+            self._refusal = handshake.INTERNAL_ERROR
+        raise ConnectionDeny(self._refusal.status, "")  # type: ignore[no-untyped-call]
+
+    async def _log_in(self, upgrade: handshake.Upgrade) -> str | None:
+        refusal = self.factory.admission.refusal(upgrade.identity)
+        if refusal is not None:
+            raise handshake.Refused(_REFUSALS[refusal])
+        password = upgrade.password()
+        # Chosen before the login, told after it: nobody learns what is served before it is known who asks.
+        served = next((version for version in upgrade.offered if version in SERVED), None)
+        self.version = served or (self._assumed_version() if not upgrade.offered else "")
+        credentials = ChargePointCredentials(upgrade.identity.encode("utf-8"), password)
+        try:
+            _, session, logout = await self.factory.portal.login(credentials, self, ICentralSystem)
+        except UnknownIdentity:
+            raise handshake.Refused(handshake.UNKNOWN) from None
+        except UnauthorizedLogin:
+            raise handshake.Refused(handshake.NO_CREDENTIALS if password is None else handshake.DENIED) from None
+        except BackendAway:
+            raise handshake.Refused(handshake.BACKEND_AWAY) from None
+        if self.state != self.STATE_CONNECTING:
+            # The peer has gone, or the time for the handshake was up, while the login was under way. Autobahn would
+            # open the connection all the same.
+            logout()
+            raise handshake.Refused(handshake.BAD_REQUEST)
+        if not self.version:
+            logout()
+            if not upgrade.offered:
+                raise handshake.Refused(handshake.NO_SUBPROTOCOL)
+            if self.factory.listener.subprotocol_mismatch == "reject":
+                raise handshake.Refused(handshake.NO_COMMON_SUBPROTOCOL)
+            return None
+        self._session, self._logout = session, logout
+        return served
+
+    def _assumed_version(self) -> str:
+        assumed = self.factory.listener.no_subprotocol
+        return "" if assumed == "reject" else assumed
+
+    def failHandshake(self, reason: str, code: int = 400, responseHeaders: object = None) -> None:
+        """Answer with a refusal. Autobahn would put its reason, with the peer's words, into the status line."""
+        self._refuse(self._refusal or handshake.BAD_REQUEST)
+
+    def _refuse(self, refusal: handshake.Refusal) -> None:
+        if self.state != self.STATE_CONNECTING:
+            return
+        identity = self._upgrade.identity if self._upgrade is not None else None
+        _log.info(
+            "refused {identity!r} from {remote}: {reason} ({status})",
+            identity=identity,
+            remote=self.remote,
+            reason=refusal.reason,
+            status=refusal.status,
+        )
+        self.sendData(handshake.response(refusal))
+        self.dropConnection(abort=False)
+
+    # The connection
+
+    def onOpen(self) -> None:
+        """Let frames flow, or close at once where no subprotocol is common (OCPP-J 1.6, 3.2; Part 4, 3.2)."""
+        if self._session is None:
+            _log.info(
+                "closed {identity!r} from {remote}: no common subprotocol",
+                identity=self._upgrade.identity,
+                remote=self.remote,
+            )
+            self.sendCloseFrame(code=PROTOCOL_ERROR, reasonUtf8=b"no common subprotocol")
+            return
+        self.transport.registerProducer(self, True)
+        self._session.opened()
+
+    def onMessage(self, payload: bytes, isBinary: bool) -> None:
+        """Hand a message on; JSON in a binary frame is JSON (reference: Q24)."""
+        if self._session is None:
+            return
+        try:
+            self._session.frame_received(payload)
+        except Exception:
+            # Ours, not the peer's. Autobahn would drop the connection without a word.
+            _log.failure("while taking a frame from {remote}", remote=self.remote)
+            self.close(INTERNAL_ERROR, "internal error")
+
+    def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
+        """Log out. Autobahn calls this also for connections that never opened."""
+        if self.localCloseCode is not None and self.closedByMe:
+            self.ended = f"closed by us with {self.localCloseCode}"
+        elif wasClean:
+            self.ended = f"closed by the charge point with {code}"
+        else:
+            self.ended = self.wasNotCleanReason or "connection lost"
+        session, self._session = self._session, None
+        if session is not None and self._logout is not None:
+            self._logout()
+
+    # IChargePoint
+
+    def send(self, frame: bytes) -> bool:
+        """Write a frame as one text message."""
+        if self.state != self.STATE_OPEN:
+            return False
+        if self._unread is not None:
+            self._unread += len(frame)
+            if self._unread > self.factory.limits.outgoing_buffer:
+                self.wasNotCleanReason = "the charge point does not read"
+                self.dropConnection(abort=True)
+                return False
+        self.sendMessage(frame)  # type: ignore[no-untyped-call]
+        return True
+
+    def close(self, code: int, reason: str) -> None:
+        """Close; sendClose would refuse 1001 and 1011."""
+        if self.state == self.STATE_OPEN:
+            self.sendCloseFrame(code=code, reasonUtf8=reason.encode("utf-8"))
+
+    def pause_reading(self) -> None:
+        """Leave further frames in the socket."""
+        if self.state == self.STATE_OPEN:
+            self.transport.pauseProducing()
+
+    def resume_reading(self) -> None:
+        """Read on."""
+        if self.state == self.STATE_OPEN:
+            self.transport.resumeProducing()
+
+    # IPushProducer
+
+    def pauseProducing(self) -> None:
+        """Count from now on: the transport's buffer is full."""
+        self._unread = 0
+
+    def resumeProducing(self) -> None:
+        """Stop counting: the transport's buffer is empty."""
+        self._unread = None
+
+    def stopProducing(self) -> None:
+        """Nothing to stop: the connection is lost, and onClose comes."""
+
+
+class ChargePointFactory(WebSocketServerFactory):
+    """Makes the protocols of one listener; what they share lies here."""
+
+    protocol = ChargePointProtocol  # type: ignore[assignment]
+    noisy = False
+
+    def __init__(
+        self, portal: Portal, admission: IAdmission, listener: Listener, limits: Limits, reactor: object
+    ) -> None:
+        super().__init__(reactor=reactor)  # type: ignore[no-untyped-call]
+        self.portal = portal
+        self.admission = admission
+        self.listener = listener
+        self.limits = limits
+        self.setProtocolOptions(  # type: ignore[no-untyped-call]
+            versions=[13],
+            webStatus=False,
+            # What is not UTF-8 is not JSON: the parser finds it, at a fraction of the cost.
+            utf8validateIncoming=False,
+            maxMessagePayloadSize=limits.message_size,
+            failByDrop=False,
+            openHandshakeTimeout=limits.handshake_timeout,
+            closeHandshakeTimeout=CLOSE_TIMEOUT,
+            tcpNoDelay=True,
+            autoPingInterval=listener.ping_interval,
+            autoPingTimeout=listener.ping_timeout,
+            autoPingRestartOnAnyTraffic=True,
+        )
+        self.server = ""
