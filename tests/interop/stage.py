@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 import time
@@ -139,7 +140,7 @@ def start_gateway(*arguments: str) -> Process:
 def stage(tmp_path: Path, *, broker: str = "mosquitto", settings: str = "") -> Iterator[Stage]:
     """Set the stage for one test. broker: "mosquitto" or "embedded"; settings: a settings file for the gateway."""
     port, mqtt_port = free_port(), free_port()
-    arguments = ["--ws", f"tcp:{port}:interface=127.0.0.1", "--admin", "none"]
+    arguments = ["--ws", f"tcp:{port}:interface=127.0.0.1"]
     if settings:
         file = tmp_path / "ocppgw.toml"
         file.write_text(settings, encoding="utf-8")
@@ -155,3 +156,6 @@ def stage(tmp_path: Path, *, broker: str = "mosquitto", settings: str = "") -> I
         service.wait_for("serving charge points", START_LIMIT)
         onlooker = stack.enter_context(Onlooker(mqtt_port))
         yield Stage(running, service, onlooker, port, tuple(arguments))
+    # Once all have ended, so that a failure on the way down counts as well.
+    for process in (running, service):
+        assert not re.search("Traceback|Unhandled|CRITICAL", process.report()), process.report()
