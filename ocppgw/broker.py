@@ -13,9 +13,9 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from ocppgw.config import BrokerAddress, Mqtt, Upstream
 from ocppgw.interfaces import Delivery, IBroker, IBrokerClient, Publication, SubscriptionRefused
 from ocppgw.mqtt import Acknowledge, Link, Subscribe, Unsubscribe
+from ocppgw.settings import BrokerAddress, Mqtt, Upstream
 
 LOG_INTERVAL = 60.0
 """Seconds between two log lines that say the same."""

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from ocppgw import __version__
 from ocppgw.auth import PasswordFileError, make_key, set_password
-from ocppgw.config import SettingsError, load
+from ocppgw.config import load
+from ocppgw.settings import SettingsError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,6 +16,9 @@ from typing import Any, NoReturn
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.protocol import Factory
 
+BACKLOG = 4096
+"""Connections that wait to be accepted; the kernel caps it (net.core.somaxconn)."""
+
 
 class EndpointError(Exception):
     """An endpoint that cannot be listened on; the text is the one line that the operator sees."""
@@ -46,6 +49,16 @@ class Address:
         """``host:port`` for a URL."""
         host = socket.gethostname() if self.host in ("", "0.0.0.0", "::") else self.host  # noqa: S104
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+
+def with_backlog(description: str) -> str:
+    """Raise Twisted's backlog of 50, with which a storm of reconnecting charge points waits for TCP to try again."""
+    kind = description.split(":", 1)[0]
+    return (
+        description
+        if kind not in ("tcp", "tcp6", "ssl") or "backlog=" in description
+        else f"{description}:backlog={BACKLOG}"
+    )
 
 
 class _Noted(Exception):

@@ -19,7 +19,6 @@ from twisted.logger import Logger
 from zope.interface import Interface, implementer
 
 from ocppgw import exactjson
-from ocppgw.config import Settings
 from ocppgw.interfaces import (
     Delivery,
     IAdmission,
@@ -33,6 +32,7 @@ from ocppgw.interfaces import (
 )
 from ocppgw.messages import Call, CallResult, Message, ProtocolFault, Send, encode_envelope, encode_frame
 from ocppgw.session import Session
+from ocppgw.settings import Settings
 from ocppgw.topics import TopicTemplate, encode_level, encode_text
 
 GOING_AWAY = 1001

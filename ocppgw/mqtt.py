@@ -27,9 +27,9 @@ from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.reasoncodes import ReasonCode
 from twisted.logger import Logger
 
-from ocppgw.config import BrokerAddress, Mqtt
 from ocppgw.interfaces import Delivery, Properties, Publication
-from ocppgw.mqttclient import disconnect, make_client, to_paho, words
+from ocppgw.mqttclient import PublishProperties, disconnect, make_client, words
+from ocppgw.settings import BrokerAddress, Mqtt
 
 WINDOW = 1000
 """Publications that wait for their PUBACK at one time, fewer where the broker's Receive Maximum says so."""
@@ -374,7 +374,9 @@ class Link:
             )
             self._finished(publication)
             return
-        properties = to_paho(publication.properties) if self._versions[0] == "5" else None
+        properties: Any = None
+        if publication.properties is not None and self._versions[0] == "5":
+            properties = PublishProperties(publication.properties)
         while True:
             info = client.publish(
                 publication.topic, publication.payload, publication.qos, publication.retain, properties

@@ -11,9 +11,10 @@ import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties as PahoProperties
+from paho.mqtt.properties import VariableByteIntegers
 
-from ocppgw.config import BrokerAddress, Mqtt
 from ocppgw.interfaces import Properties
+from ocppgw.settings import BrokerAddress, Mqtt
 
 CONNECT_TIMEOUT = 10.0
 """Seconds for TCP, TLS and the WebSocket handshake, each."""
@@ -102,20 +103,33 @@ def set_no_delay(client: Any, userdata: Any, sock: Any) -> None:
             borrowed.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-def to_paho(properties: Properties | None) -> PahoProperties | None:
-    """Write properties in paho's form."""
-    if properties is None:
-        return None
-    converted = PahoProperties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-    if properties.content_type is not None:
-        converted.ContentType = properties.content_type
-    if properties.correlation_data is not None:
-        converted.CorrelationData = properties.correlation_data
-    if properties.response_topic is not None:
-        converted.ResponseTopic = properties.response_topic
-    if properties.user:
-        converted.UserProperty = list(properties.user)
-    return converted
+class PublishProperties:
+    """The properties of a PUBLISH, in the form in which paho sends them (MQTT 5, 3.3.2.3).
+
+    paho asks of them only ``pack()``; its own class takes ten times as long, for every message.
+    """
+
+    __slots__ = ("_packed",)
+
+    def __init__(self, properties: Properties) -> None:
+        parts = []
+        if properties.content_type is not None:
+            parts.append(b"\x03" + _binary(properties.content_type.encode()))
+        if properties.response_topic is not None:
+            parts.append(b"\x08" + _binary(properties.response_topic.encode()))
+        if properties.correlation_data is not None:
+            parts.append(b"\x09" + _binary(properties.correlation_data))
+        parts += [b"\x26" + _binary(name.encode()) + _binary(value.encode()) for name, value in properties.user]
+        packed = b"".join(parts)
+        self._packed = VariableByteIntegers.encode(len(packed)) + packed
+
+    def pack(self) -> bytes:
+        """Give back the length and the properties."""
+        return self._packed
+
+
+def _binary(data: bytes) -> bytes:
+    return len(data).to_bytes(2, "big") + data
 
 
 def words(error: OSError | ValueError) -> str:

@@ -16,7 +16,6 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from ocppgw.config import Downstream
 from ocppgw.interfaces import Delivery, ICentralSystem, IChargePoint
 from ocppgw.messages import (
     Call,
@@ -29,6 +28,7 @@ from ocppgw.messages import (
     decode_frame,
     encode_frame,
 )
+from ocppgw.settings import Downstream
 
 FAULT_LOG_INTERVAL = 60.0
 """Seconds between two log lines about bad frames of one charge point; all of them are counted."""

@@ -21,11 +21,12 @@ from twisted.python import usage
 from ocppgw import __version__
 from ocppgw.auth import Chain, PasswordFileError
 from ocppgw.broker import Broker
-from ocppgw.config import BrokerAddress, Settings, SettingsError, is_tls, load, parse_broker, with_version
+from ocppgw.config import is_tls, load, with_version
 from ocppgw.embedded import EmbeddedBroker, EmbeddedBrokerError, check_port
-from ocppgw.endpoints import Address, EndpointError, address_of, check_free
+from ocppgw.endpoints import Address, EndpointError, address_of, check_free, with_backlog
 from ocppgw.gateway import Gateway
 from ocppgw.mqttclient import tls_context, words
+from ocppgw.settings import BrokerAddress, Settings, SettingsError, parse_broker
 from ocppgw.websocket import ChargePointFactory
 
 log = Logger()
@@ -126,7 +127,7 @@ def compose(settings: Settings, reactor: Any) -> IService:
     services = [Greeting(settings, addresses, name), first, gateway]
     for listener in settings.listeners:
         factory = ChargePointFactory(portal, gateway, listener, settings.limits, reactor)
-        services.append(strports.service(listener.endpoint, factory, reactor))
+        services.append(strports.service(with_backlog(listener.endpoint), factory, reactor))
     return OrderedServices(services, settings.drain_seconds + 10.0, reactor)
 
 

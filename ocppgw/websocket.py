@@ -24,8 +24,8 @@ from zope.interface import implementer
 
 from ocppgw import handshake
 from ocppgw.auth import BackendAway, ChargePointCredentials, UnknownIdentity
-from ocppgw.config import Limits, Listener
 from ocppgw.interfaces import IAdmission, ICentralSystem, IChargePoint
+from ocppgw.settings import Limits, Listener
 
 SERVED = ("ocpp1.6", "ocpp2.0.1", "ocpp2.1")
 PROTOCOL_ERROR = 1002
