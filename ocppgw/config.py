@@ -1,7 +1,7 @@
 """From files and command line to one frozen Settings.
 
-A settings file is TOML, or EMQX 4.4's ``emqx_ocpp.conf``. What cannot be used raises SettingsError with file, key, value
-and what is allowed; the keys themselves are in ``settings``.
+A settings file is TOML, or EMQX 4.4's ``emqx_ocpp.conf``. What cannot be used raises SettingsError with file, key,
+value and what is allowed; the keys themselves are in ``settings``.
 """
 
 from __future__ import annotations

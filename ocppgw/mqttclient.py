@@ -121,7 +121,7 @@ class PublishProperties:
             parts.append(b"\x09" + _binary(properties.correlation_data))
         parts += [b"\x26" + _binary(name.encode()) + _binary(value.encode()) for name, value in properties.user]
         packed = b"".join(parts)
-        self._packed = VariableByteIntegers.encode(len(packed)) + packed
+        self._packed: bytes = VariableByteIntegers.encode(len(packed)) + packed  # type: ignore[no-untyped-call]
 
     def pack(self) -> bytes:
         """Give back the length and the properties."""
