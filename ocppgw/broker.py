@@ -13,8 +13,9 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from ocppgw.handover import Acknowledge, Handover, Subscribe, Unsubscribe
 from ocppgw.interfaces import Delivery, IBroker, IBrokerClient, Publication, SubscriptionRefused
-from ocppgw.mqtt import Acknowledge, Link, Subscribe, Unsubscribe
+from ocppgw.mqtt import Link
 from ocppgw.settings import BrokerAddress, Mqtt, Upstream
 
 LOG_INTERVAL = 60.0
@@ -48,7 +49,8 @@ class Broker(Service):
         self._client_id = client_id
         self._limits = limits
         self._drain_seconds = drain_seconds
-        self._link = Link(settings, address, client_id, self, reactor.callFromThread)
+        self._queue = Handover()
+        self._link = Link(settings, address, client_id, self._queue, self, reactor.callFromThread)
         self._wake_scheduled = False
         self._congested = False
         self._subscribing: dict[str, Deferred[int]] = {}
@@ -74,23 +76,23 @@ class Broker(Service):
         return ended.addCallback(lambda _: self._say_what_is_left())
 
     def _say_what_is_left(self) -> None:
-        if self._link.pending:
+        if self._queue.pending:
             self.log.error(
-                "{count} messages did not reach broker {broker}", count=self._link.pending, broker=self._name
+                "{count} messages did not reach broker {broker}", count=self._queue.pending, broker=self._name
             )
 
     # IBroker
 
     def publish(self, publication: Publication) -> None:
         """Queue a message."""
-        self._link.publish(publication)
+        self._queue.publish(publication)
         if not self._congested and (
-            self._link.pending >= self._limits.max_queue or self._link.pending_bytes >= self._limits.max_queue_bytes
+            self._queue.pending >= self._limits.max_queue or self._queue.pending_bytes >= self._limits.max_queue_bytes
         ):
             self._congested = True
             self.client.broker_congested()
-            self._link.drain_marks = (self._limits.max_queue // 2, self._limits.max_queue_bytes // 2)
-            if self._link.drained():
+            self._queue.low_water = (self._limits.max_queue // 2, self._limits.max_queue_bytes // 2)
+            if self._queue.is_low():
                 # The thread was quicker than this line: it may have nothing left at which it would look.
                 self._reactor.callLater(0, self.link_drained)
         self._wake()
@@ -100,19 +102,19 @@ class Broker(Service):
         subscribed: Deferred[int] = Deferred(lambda _: None)
         self._forget(topic_filter)
         self._subscribing[topic_filter] = subscribed
-        self._link.control(Subscribe(topic_filter, qos))
+        self._queue.command(Subscribe(topic_filter, qos))
         self._wake()
         return subscribed
 
     def unsubscribe(self, topic_filter: str) -> None:
         """Subscribe no longer."""
         self._forget(topic_filter)
-        self._link.control(Unsubscribe(topic_filter))
+        self._queue.command(Unsubscribe(topic_filter))
         self._wake()
 
     def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         """Send PUBACKs."""
-        self._link.control(Acknowledge(tuple(deliveries)))
+        self._queue.command(Acknowledge(tuple(deliveries)))
         self._wake()
 
     def _forget(self, topic_filter: str) -> None:
@@ -129,7 +131,7 @@ class Broker(Service):
 
     def _wake_now(self) -> None:
         self._wake_scheduled = False
-        self._link.wake()
+        self._queue.wake()
 
     # LinkEvents
 
@@ -187,6 +189,7 @@ class Broker(Service):
 
     def link_ended(self) -> None:
         """End the stop."""
+        self._queue.close()
         ended, self._ended = self._ended, None
         if ended is not None and not ended.called:
             ended.callback(None)

@@ -1,9 +1,8 @@
 """The MQTT edge: with ``mqttclient`` all that knows paho, and the only module that runs in a thread of its own.
 
-The thread drives paho by its public ``loop_read``, ``loop_write`` and ``loop_misc``. Between it and the reactor only
-immutable values cross, in batches: whatever the reactor has for the broker lies in two deques (control, publications)
-and costs one wake-up a turn; whatever the broker has for the reactor is collected while the socket has bytes and
-handed over in one call. So neither side waits for the other, and the GIL changes hands rarely.
+The thread drives paho by its public ``loop_read``, ``loop_write``, ``loop_misc``. What the reactor has for the broker
+comes through a ``Handover``; what the broker has for the reactor is collected while the socket has bytes and handed
+over in one call. So neither side waits for the other, and the GIL changes hands rarely.
 
 Rules: publications go out in order, at most a window of them unacknowledged (paho walks its backlog at every PUBACK,
 so the backlog stays here); subscriptions are renewed at every CONNACK before anything else is sent; deliveries are
@@ -14,10 +13,8 @@ from __future__ import annotations
 
 import random
 import select
-import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -27,6 +24,7 @@ from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.reasoncodes import ReasonCode
 from twisted.logger import Logger
 
+from ocppgw.handover import Acknowledge, Handover, Subscribe
 from ocppgw.interfaces import Delivery, Properties, Publication
 from ocppgw.mqttclient import PublishProperties, disconnect, make_client, words
 from ocppgw.settings import BrokerAddress, Mqtt
@@ -43,6 +41,10 @@ SHORT_LIVED = 10.0
 """Seconds: three connections in a row that end sooner mean that somebody else uses our client id."""
 TURN = 1.0
 """Seconds between looks at MQTT's keep alive."""
+READS = 100
+"""Reads of the socket until what has come is handed over at the latest."""
+PACKET_HEADER = 9
+"""Bytes of a PUBLISH beside topic, properties and payload (MQTT 5, 3.3.1 and 3.3.2)."""
 
 _SESSION_TAKEN_OVER = 0x8E
 _UNSUPPORTED_VERSION = 0x84
@@ -80,28 +82,6 @@ class LinkEvents(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Subscribe:
-    """Control: add a filter."""
-
-    topic_filter: str
-    qos: int
-
-
-@dataclass(frozen=True, slots=True)
-class Unsubscribe:
-    """Control: take a filter away."""
-
-    topic_filter: str
-
-
-@dataclass(frozen=True, slots=True)
-class Acknowledge:
-    """Control: PUBACK for deliveries, in their order."""
-
-    deliveries: tuple[Delivery, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class _Ticket:
     generation: int
     mid: int
@@ -109,11 +89,7 @@ class _Ticket:
 
 
 class Link:
-    """The thread, and what it shares with the reactor.
-
-    Reactor's side: ``start``, ``control``, ``publish``, ``wake``, ``stop`` and the figures ``pending`` and
-    ``pending_bytes``. Everything with an underscore belongs to the thread.
-    """
+    """The thread, and the one paho client that it drives. start and stop are called by the reactor."""
 
     log = Logger()
 
@@ -122,26 +98,17 @@ class Link:
         settings: Mqtt,
         address: BrokerAddress,
         client_id: str,
+        queue: Handover,
         events: LinkEvents,
         call_in_reactor: Callable[..., Any],
     ) -> None:
         self._settings = settings
         self._address = address
         self._client_id = client_id
+        self._queue = queue
         self._events = events
         self._call = call_in_reactor
-        self._control: deque[Subscribe | Unsubscribe | Acknowledge] = deque()
-        self._publications: deque[Publication] = deque()
-        # Each of these numbers has one writer; the other thread only reads it.
-        self._accepted = self._accepted_bytes = self._taken = 0
-        self._done = self._done_bytes = self._handed = 0
-        self.drain_marks: tuple[int, int] | None = None
         self._deadline: float | None = None
-        self._woken = False
-        self._wake_reader, self._wake_writer = socket.socketpair()
-        self._wake_reader.setblocking(False)
-        self._wake_writer.setblocking(False)
-
         # The first one is tried; a version that has once connected stays the only one.
         self._versions = ["5", "3.1.1"] if settings.version == "auto" else [settings.version]
         self._client: paho.Client | None = None
@@ -158,53 +125,14 @@ class Link:
         self._unacknowledged: dict[int, Publication] = {}
         self._batch: list[Delivery] = []
 
-    # The reactor's side
-
-    @property
-    def pending(self) -> int:
-        """Publications that the broker has not acknowledged."""
-        return self._accepted - self._done
-
-    @property
-    def pending_bytes(self) -> int:
-        """Bytes of their payloads."""
-        return self._accepted_bytes - self._done_bytes
-
-    def drained(self) -> bool:
-        """Whether no more is pending than drain_marks (publications, bytes) say."""
-        marks = self.drain_marks
-        return marks is None or (self.pending <= marks[0] and self.pending_bytes <= marks[1])
-
     def start(self) -> None:
         """Start the thread; not before the daemon has forked."""
         threading.Thread(target=self._run, name="ocppgw-mqtt", daemon=True).start()
 
-    def publish(self, publication: Publication) -> None:
-        """Queue a publication; wake() sends it on its way."""
-        self._accepted += 1
-        self._accepted_bytes += len(publication.payload)
-        self._publications.append(publication)
-
-    def control(self, command: Subscribe | Unsubscribe | Acknowledge) -> None:
-        """Queue a command; wake() sends it on its way."""
-        if isinstance(command, Acknowledge):
-            self._taken += len(command.deliveries)
-        self._control.append(command)
-
-    def wake(self) -> None:
-        """Have the thread look at its queues, once for everything that was queued in this turn."""
-        if not self._woken:
-            self._woken = True
-            try:
-                self._wake_writer.send(b"\0")
-            except BlockingIOError:
-                return
-
     def stop(self, limit: float) -> None:
         """Send what is queued for at most limit seconds, then disconnect and end."""
         self._deadline = time.monotonic() + limit
-        self._woken = False
-        self.wake()
+        self._queue.wake()
 
     # The thread's side
 
@@ -263,7 +191,7 @@ class Link:
     def _replace_client(self) -> None:
         """Take a new client, and take back what the old one has not delivered."""
         self._client = None
-        self._publications.extendleft(reversed(self._unacknowledged.values()))
+        self._queue.put_back(self._unacknowledged.values())
         self._unacknowledged.clear()
 
     def _over(self) -> bool:
@@ -285,27 +213,23 @@ class Link:
         return client
 
     def _serve(self, client: paho.Client) -> None:
+        """Carry everything both ways until the connection is gone."""
         sock: Any = client.socket()
-        poller = select.poll()
-        poller.register(self._wake_reader, select.POLLIN)
-        poller.register(sock, select.POLLIN)
-        fd = sock.fileno()
+        decrypted: Callable[[], int] = getattr(sock, "pending", lambda: 0)
+        fd, poller = sock.fileno(), select.poll()
+        poller.register(self._queue, select.POLLIN)
+        poller.register(fd, select.POLLIN)
         looked = time.monotonic()
-        wanted = select.POLLIN
         while client.socket() is not None:
-            readable = self._handed - self._taken < MAX_UNTAKEN
-            want = (select.POLLIN if readable else 0) | (select.POLLOUT if client.want_write() else 0)
-            if want != wanted:
-                poller.modify(fd, want)
-                wanted = want
-            # What TLS or the WebSocket wrapper has already decrypted, poll does not see.
-            pending = readable and hasattr(sock, "pending") and sock.pending() > 0
-            ready = dict(poller.poll(0 if pending else TURN * 1000))
-            if self._wake_reader.fileno() in ready:
-                self._wake_reader.recv(4096)
-            if pending or ready.get(fd, 0) & (select.POLLIN | select.POLLHUP | select.POLLERR):
-                self._read(client, sock)
-            self._woken = False
+            readable = self._queue.unacknowledged < MAX_UNTAKEN
+            poller.modify(fd, (readable and select.POLLIN) | (client.want_write() and select.POLLOUT))
+            # What TLS or the WebSocket wrapper has decrypted already, poll does not see.
+            at_once = readable and decrypted() > 0
+            ready = dict(poller.poll(0 if at_once else TURN * 1000))
+            if self._queue.fileno() in ready:
+                self._queue.woken()
+            if at_once or ready.get(fd, 0) & ~select.POLLOUT:
+                self._read(client, fd, decrypted)
             if self._connected_at is not None:
                 self._send_queued(client)
             if client.want_write():
@@ -316,42 +240,38 @@ class Link:
             if self._over() and self._finish(client):
                 return
 
-    def _read(self, client: paho.Client, sock: Any) -> None:
+    def _read(self, client: paho.Client, fd: int, decrypted: Callable[[], int]) -> None:
         """Read while there is something, so that the reactor gets one batch."""
         poller = select.poll()
-        poller.register(sock, select.POLLIN)
-        for _ in range(100):
+        poller.register(fd, select.POLLIN)
+        for _ in range(READS):
             if client.loop_read() != MQTTErrorCode.MQTT_ERR_SUCCESS or client.socket() is None:
                 break
-            if not ((hasattr(sock, "pending") and sock.pending()) or poller.poll(0)):
+            if not (decrypted() or poller.poll(0)):
                 break
         if self._batch:
             batch, self._batch = self._batch, []
-            self._handed += len(batch)
+            self._queue.delivered(len(batch))
             self._call(self._events.link_received, batch)
 
     def _send_queued(self, client: paho.Client) -> None:
-        self._send_control(client)
-        publications = self._publications
-        while publications and len(self._unacknowledged) < self._window:
-            self._publish(client, publications.popleft())
-
-    def _send_control(self, client: paho.Client) -> None:
+        """Send commands, then publications as far as the window allows."""
         subscribing: list[tuple[str, int]] = []
-        while self._control:
-            command = self._control.popleft()
+        while self._queue.commands:
+            command = self._queue.commands.popleft()
             if isinstance(command, Subscribe):
                 self._filters[command.topic_filter] = command.qos
                 subscribing.append((command.topic_filter, command.qos))
-                continue
-            if isinstance(command, Acknowledge):
+            elif isinstance(command, Acknowledge):
                 self._acknowledge(client, command)
-                continue
-            self._subscribe(client, subscribing)
-            subscribing = []
-            self._filters.pop(command.topic_filter, None)
-            client.unsubscribe(command.topic_filter)
+            else:
+                self._subscribe(client, subscribing)
+                subscribing = []
+                self._filters.pop(command.topic_filter, None)
+                client.unsubscribe(command.topic_filter)
         self._subscribe(client, subscribing)
+        while self._queue.publications and len(self._unacknowledged) < self._window:
+            self._publish(client, self._queue.publications.popleft())
 
     def _subscribe(self, client: paho.Client, filters: list[tuple[str, int]]) -> None:
         for start in range(0, len(filters), FILTERS_PER_SUBSCRIBE):
@@ -367,16 +287,16 @@ class Link:
                 client.ack(ticket.mid, ticket.qos)
 
     def _publish(self, client: paho.Client, publication: Publication) -> None:
-        size = len(publication.payload) + len(publication.topic) + 1024
-        if self._max_packet is not None and size > self._max_packet:
-            self._call(
-                self._events.link_refused, publication.topic, f"the broker takes {self._max_packet} bytes at most"
-            )
-            self._finished(publication)
-            return
         properties: Any = None
+        size = len(publication.payload) + len(publication.topic.encode()) + PACKET_HEADER
         if publication.properties is not None and self._versions[0] == "5":
             properties = PublishProperties(publication.properties)
+            size += len(properties.pack())
+        if self._max_packet is not None and size > self._max_packet:
+            reason = f"{size} bytes, {self._max_packet} are allowed"
+            self._call(self._events.link_refused, publication.topic, reason)
+            self._publication_finished(publication)
+            return
         while True:
             info = client.publish(
                 publication.topic, publication.payload, publication.qos, publication.retain, properties
@@ -387,19 +307,20 @@ class Link:
         if publication.qos:
             self._unacknowledged[info.mid] = publication
         else:
-            self._finished(publication)
+            self._publication_finished(publication)
 
-    def _finished(self, publication: Publication) -> None:
-        self._done += 1
-        self._done_bytes += len(publication.payload)
-        if self.drain_marks is not None and self.drained():
-            self.drain_marks = None
+    def _publication_finished(self, publication: Publication) -> None:
+        if self._queue.finished(publication):
             self._call(self._events.link_drained)
 
     def _finish(self, client: paho.Client) -> bool:
         """Disconnect when everything is sent or the time is up; whether the connection is at its end."""
         late = time.monotonic() >= (self._deadline or 0.0)
-        if not late and self._connected_at is not None and (self.pending or self._control or client.want_write()):
+        if (
+            not late
+            and self._connected_at is not None
+            and (self._queue.pending or self._queue.commands or client.want_write())
+        ):
             return False
         disconnect(client, end_session=self._connected_at is not None)
         until = time.monotonic() + 1.0
@@ -424,7 +345,9 @@ class Link:
         self._call(self._events.link_connected, version)
 
     def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
-        if not self._reason:
+        if self._connected_at is None:
+            self._reason = self._reason or "closed by the broker before CONNACK"
+        elif not self._reason:
             from_broker = flags.is_disconnect_packet_from_server
             self._refusal = reason if from_broker else None
             self._reason = f"closed by the broker: {reason}" if from_broker else "connection lost"
@@ -446,7 +369,7 @@ class Link:
             return
         if reason.is_failure:
             self._call(self._events.link_refused, publication.topic, str(reason))
-        self._finished(publication)
+        self._publication_finished(publication)
 
     def _on_subscribe(self, client: Any, userdata: Any, mid: int, reasons: list[ReasonCode], properties: Any) -> None:
         filters = self._subscribing.pop(mid, [])
