@@ -40,7 +40,7 @@ log = Logger()
 HOST = "127.0.0.1"
 CHILD = Path(__file__).with_name("rumqttd.py")
 READY_POLL, READY_LIMIT = 0.05, 10.0  # seconds
-KILL_AFTER = 5.0  # seconds between SIGTERM and SIGKILL
+KILL_AFTER = 5.0  # seconds between the end of its standard input and SIGKILL
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds before a restart
 
 
@@ -138,7 +138,7 @@ class EmbeddedBroker(Service):
         deadline = self.reactor.seconds() + READY_LIMIT
         while self.reactor.seconds() < deadline:
             try:
-                await endpoint.connect(Factory.forProtocol(_Knock))
+                await endpoint.connect(_Knocks.forProtocol(_Knock))
             except ConnectError:
                 await deferLater(self.reactor, READY_POLL)
             else:
@@ -153,11 +153,15 @@ class EmbeddedBroker(Service):
         finally:
             await maybeDeferred(super().stopService)  # running is false: from here on the child is meant to end
             self._pause.cancel()
-            self._child.signal("TERM")
+            self._child.dismiss()
             killing = self.reactor.callLater(KILL_AFTER, self._child.signal, "KILL")
             await self._kept_up
             if killing.active():
                 killing.cancel()
+
+
+class _Knocks(Factory):
+    noisy = False
 
 
 class _Knock(Protocol):
@@ -187,6 +191,10 @@ class _Child(ProcessProtocol):
 
     def processEnded(self, reason: Failure) -> None:
         self.ended.callback(str(cast(ProcessDone | ProcessTerminated, reason.value).args[0]))
+
+    def dismiss(self) -> None:
+        """Have it end, as the end of the gateway would."""
+        self.transport.closeStdin()
 
     def signal(self, name: str) -> None:
         with suppress(ProcessExitedAlready):

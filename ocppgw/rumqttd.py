@@ -1,8 +1,8 @@
 """The embedded broker's process: rumqttd, by way of iotcore, on one address, until its standard input ends.
 
 Run by embedded.py as a file: `python -P rumqttd.py HOST PORT MAX_PAYLOAD_SIZE`. It imports nothing of ours, nor
-Twisted, which would double its memory. Ctrl-C in a terminal reaches it too and is for the gateway alone, which has
-messages to hand in before the broker goes; SIGTERM, and the end of the gateway, end it.
+Twisted, which would double its memory. Ctrl-C in a terminal and SIGTERM to a control group reach it, too, and are for
+the gateway alone, which has messages to hand in before the broker goes: only the end of its standard input ends it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ max_inflight_count = 1000
 
 def main(host: str, port: int, max_payload_size: int) -> None:  # pragma: no cover - in its own process
     """Be the broker. max_payload_size: bytes of one MQTT packet; the connection of a larger one is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import iotcore
 
