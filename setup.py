@@ -24,6 +24,7 @@ test = [
     # Certificate authorities and certificates in tests.
     "trustme>=1.2",
 ]
+examples = ["ocpp>=2.0", "websockets>=14"]
 lint = [
     *test,
     "ruff>=0.17,<0.18",
@@ -74,7 +75,7 @@ setup(
         # Hashes of the password file (argon2id).
         "argon2-cffi>=23.1",
     ],
-    extras_require={"embedded": embedded, "test": test, "lint": lint},
+    extras_require={"embedded": embedded, "examples": examples, "test": test, "lint": lint},
     entry_points={"console_scripts": ["ocppgw = ocppgw.cli:main"]},
     zip_safe=False,
 )

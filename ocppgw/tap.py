@@ -223,7 +223,9 @@ class Greeting(Service):
             "services on {broker} subscribe to {filters} and publish to {downstream}",
             broker=self._broker,
             filters=", ".join(_shortest(template.as_filter() for template in upstream)),
-            downstream=topics.downstream.text,
+            downstream=topics.downstream.render_concrete(
+                dict.fromkeys(topics.downstream.names, "<identity>"), ["<any>"]
+            ),
         )
         if not settings.auth.checkers:
             log.warn("no --auth: whoever can reach a listener, on this machine only, may connect with any identity")
