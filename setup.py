@@ -6,8 +6,8 @@ from pathlib import Path
 from setuptools import setup
 
 here = Path(__file__).parent
-version = re.search(r'__version__ = "([^"]+)"', (here / "ocppgw" / "__init__.py").read_text(encoding="utf-8"))
-assert version is not None
+version = re.findall(r'__version__ = "([^"]+)"', (here / "ocppgw" / "__init__.py").read_text(encoding="utf-8"))
+
 
 embedded = [
     # The bundled broker for a first try and for tests: rumqttd in a wheel. Never needed beside a real broker.
@@ -35,7 +35,7 @@ lint = [
 
 setup(
     name="ocppgw",
-    version=version.group(1),
+    version=version[0],
     description="A gateway between EV charge points (OCPP-J over WebSocket) and services on any MQTT broker",
     long_description=(here / "README.rst").read_text(encoding="utf-8"),
     long_description_content_type="text/x-rst",
