@@ -6,6 +6,7 @@ value and what is allowed; the keys themselves are in ``settings``.
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import tomllib
@@ -86,7 +87,7 @@ def _read(path: str) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 
 def _settings(table: dict[str, Any], source: str, notices: tuple[str, ...]) -> Settings:
-    values: dict[str, Any] = {"notices": notices}
+    values: dict[str, Any] = {}
     for name, section in _SECTIONS.items():
         values[name] = _section(section, table.pop(name, {}), f"{source}: {name}")
     values["listeners"] = _listeners(table.pop("listener", None), source)
@@ -95,9 +96,18 @@ def _settings(table: dict[str, Any], source: str, notices: tuple[str, ...]) -> S
     if not top["node"] and any("systemd:" in listener.endpoint for listener in values["listeners"]):
         raise SettingsError(f"{source}: a systemd: listener needs a node name, or two workers would share one")
     node = top["node"] or _default_node(values["listeners"])
-    settings = Settings(topics=_topics(values, node, source), **{**values, "node": node})
-    parse_broker(settings.mqtt.url, source)
-    return settings
+    values["mqtt"], notice = _with_credentials(values["mqtt"], source)
+    values["notices"] = (*notices, *notice)
+    return Settings(topics=_topics(values, node, source), **{**values, "node": node})
+
+
+def _with_credentials(mqtt: Mqtt, source: str) -> tuple[Mqtt, tuple[str, ...]]:
+    """Find user name and password: the environment wins over the file, and both over the URL."""
+    address = parse_broker(mqtt.url, source)
+    username = os.environ.get("OCPPGW_MQTT_USER", mqtt.username or address.username)
+    password = os.environ.get("OCPPGW_MQTT_PASSWORD", mqtt.password or address.password)
+    notice = "the password in the broker's URL can be read by whoever lists processes: OCPPGW_MQTT_PASSWORD cannot"
+    return replace(mqtt, username=username, password=password), (notice,) if address.password else ()
 
 
 def _listeners(tables: Any, source: str) -> tuple[Listener, ...]:

@@ -237,8 +237,11 @@ _OPTIONAL = ("ErrorDescription", "ErrorDetails")
 
 def _array(envelope: dict[str, Any]) -> list[Any]:
     kind = envelope.get("MessageTypeId")
+    if kind is None:
+        unique_id = envelope.get("UniqueId")
+        raise ProtocolFault("MessageTypeId is missing", unique_id if type(unique_id) is str else None)
     if type(kind) is not int or kind not in _MEMBERS:
-        return [None, envelope.get("UniqueId")]
+        return [kind, envelope.get("UniqueId")]
     members = _MEMBERS[kind]
     missing = [name for name in members if name not in envelope and name not in _OPTIONAL]
     if missing:

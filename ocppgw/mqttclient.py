@@ -38,9 +38,8 @@ def make_client(settings: Mqtt, address: BrokerAddress, client_id: str, version:
     client.on_socket_open = set_no_delay
     # With this hook set, paho leaves every write to our loop_write instead of writing each packet by itself.
     client.on_socket_register_write = lambda client, userdata, sock: None
-    username = settings.username or address.username
-    if username is not None:
-        client.username_pw_set(username, settings.password or address.password)
+    if settings.username is not None:
+        client.username_pw_set(settings.username, settings.password)
     if address.transport == "websockets":
         client.ws_set_options(path=address.path)
     if address.tls:

@@ -173,6 +173,8 @@ class ChargePointProtocol(WebSocketServerProtocol):
             )
             self.sendCloseFrame(code=PROTOCOL_ERROR, reasonUtf8=b"no common subprotocol")
             return
+        # It holds the password.
+        self._upgrade = None
         self.transport.registerProducer(self, True)
         self._session.opened()
 
