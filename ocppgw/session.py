@@ -154,7 +154,7 @@ class Session:
     def _call(self, call: Call) -> None:
         if self._end is not None:
             self._fail(call.unique_id, call.action, self._end, "the connection has ended")
-        elif self._may_write(call):
+        elif not self._waiting and self._may_write(call):
             self._write_call(call)
         elif len(self._waiting) >= self._settings.max_mqueue_len:
             self._fail(call.unique_id, call.action, "queue_full", f"{len(self._waiting)} CALLs are waiting")
@@ -210,5 +210,6 @@ class Session:
                 reason=fault.reason,
             )
         if fault.answer is not None:
-            self.charge_point.send(encode_frame(fault.answer))
+            # It repeats the id as it came: beyond the size of a frame there is no answer.
+            self._write(fault.answer)
         self._owner.publish_refused(self, frame, fault)
