@@ -24,7 +24,8 @@ _INEXACT = re.compile(rb"[\[:,\s]-?(?:[\d.]{17}|\d[\d.]*[eE])")
 _DIGITS = bytes.maketrans(b"123456789.", b"0000000000")
 _LONG = b"0" * 17
 _BEFORE_NUMBERS = bytes.maketrans(b"E[, \t\r\n", b"e::::::")
-_NESTING = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[{\]}]', re.DOTALL)
+# A string that never ends is taken as one, or each of its quotes would be tried as a beginning.
+_NESTING = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{\]}]', re.DOTALL)
 
 
 def loads(data: bytes) -> Any:
