@@ -41,6 +41,8 @@ REPLACED = 4001
 
 UNKNOWN_ACTION = "-"
 """Stands for ${action} where an answer matches no CALL."""
+MAX_VALUE = 255
+"""Characters of an id or an action that go into a topic or a property: what a service sent may be endless."""
 
 
 @implementer(IRealm, IAdmission, IBrokerClient)
@@ -93,6 +95,10 @@ class Gateway(Service):
 
     def session_opened(self, session: Session) -> None:
         """Register a session, in the place of an older one of the same identity."""
+        if self._stopping:
+            # It was logging in when the others were told.
+            self._send_away(session)
+            return
         old = self.sessions.get(session.level)
         self.sessions[session.level] = session
         if old is not None:
@@ -151,9 +157,9 @@ class Gateway(Service):
         else:
             payload = encode_envelope(message, action)
         values = self._values(session)
-        values["action"] = encode_level(action) if action else UNKNOWN_ACTION
+        values["action"] = encode_level(action[:MAX_VALUE]) if action else UNKNOWN_ACTION
         values["type"] = str(message.kind)
-        values["id"] = encode_level(message.unique_id)
+        values["id"] = encode_level(message.unique_id[:MAX_VALUE])
         self._publish(template, values, payload, self._properties(session, message, values))
 
     def publish_refused(self, session: Session, frame: bytes, fault: ProtocolFault) -> None:
@@ -186,7 +192,7 @@ class Gateway(Service):
         fillers = ("Reply", values["action"], values["id"])
         return Properties(
             content_type="application/json",
-            correlation_data=message.unique_id.encode("utf-8", "surrogatepass"),
+            correlation_data=message.unique_id[:MAX_VALUE].encode("utf-8", "surrogatepass"),
             response_topic=self.settings.topics.downstream.render_concrete(values, fillers),
             user=(("cid", encode_text(session.cid)), ("version", session.version), ("node", self.settings.node)),
         )
@@ -257,6 +263,9 @@ class Gateway(Service):
             return succeed(None)
         emptied = self._emptied = Deferred()
         for session in list(self.sessions.values()):
-            session.closed("shutting_down")
-            session.charge_point.close(GOING_AWAY, "the gateway is shutting down")
+            self._send_away(session)
         return emptied.addTimeout(self.settings.drain_seconds, self._clock, lambda result, timeout: None)
+
+    def _send_away(self, session: Session) -> None:
+        session.closed("shutting_down")
+        session.charge_point.close(GOING_AWAY, "the gateway is shutting down")
