@@ -331,7 +331,9 @@ class TestDeliveryFailures:
     def test_a_frame_over_the_limit_is_not_written(self, kind: int) -> None:
         stage = Stage()
         payload = {"data": "x" * MESSAGE_SIZE}
-        stage.session.message_received(delivery([2, "c-1", "DataTransfer", payload] if kind == 2 else [3, "c-1", payload]))
+        stage.session.message_received(
+            delivery([2, "c-1", "DataTransfer", payload] if kind == 2 else [3, "c-1", payload])
+        )
         assert stage.owner.failures == [("c-1", "too_large")]
         assert stage.charge_point.frames == []
 
@@ -398,7 +400,7 @@ class TestBadFrames:
             (b'[2,"u-1",7,{}]', ("u-1", "FormationViolation"), ("u-1", "RpcFrameworkError"), None),
             (b'[9,"u-1","Heartbeat",{}]', None, ("u-1", "MessageTypeNotSupported"), None),
             (b'[3,"u-1"]', None, None, None),
-            (b'[3,7,{}]', None, None, None),
+            (b"[3,7,{}]", None, None, None),
             (b'[4,"u-1"]', None, None, None),
         ],
     )
