@@ -1,0 +1,1 @@
+"""Tests of the whole: the real daemon, real brokers, real WebSocket and MQTT clients."""
