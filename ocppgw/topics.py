@@ -12,9 +12,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
-MAX_TOPIC = 65535
-"""Bytes of a topic name (MQTT 5, 4.7.3)."""
-
 # What MQTT forbids in any string, or lets a broker close the connection for (MQTT 5, 1.5.4: control characters,
 # surrogates, non-characters; mosquitto does close), and '%' since it begins an encoded character.
 _FORBIDDEN = "%\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef" + "".join(
@@ -53,7 +50,8 @@ class Placeholder:
 Part = str | Placeholder
 Level = tuple[Part, ...]
 
-_ALIASES = {"clientid": "cid"}
+# The user name is the identity: the login sees to that (OCPP-J 1.6, 6.2.2).
+_ALIASES = {"clientid": "cid", "username": "cid"}
 _WILDCARDS = ("+", "#")
 
 
@@ -93,6 +91,8 @@ class TopicTemplate:
                 levels.append(tuple(_parse_level(level, names)))
         if any(level == (Placeholder("#"),) for level in levels[:-1]):
             raise TemplateError("may have # at its end only")
+        if any(Placeholder("cid") in level and not _is_told_apart(level) for level in levels):
+            raise TemplateError("may have no other placeholder in the level of ${cid}")
         return cls(text, levels)
 
     def bind(self, **values: str) -> TopicTemplate:
@@ -151,6 +151,11 @@ def _parse_level(level: str, names: Collection[str]) -> Iterator[Part]:
         yield level[position:]
 
 
+def _is_told_apart(level: Level) -> bool:
+    """Whether the identity can be read from a level: with ``${cid}-${action}`` A could speak for A-B."""
+    return [part.name for part in level if isinstance(part, Placeholder) and part.name != "node"] == ["cid"]
+
+
 def _join(parts: Iterator[Part]) -> Level:
     joined: list[Part] = []
     for part in parts:
@@ -200,7 +205,9 @@ def reserved_identities(upstream: Mapping[str, TopicTemplate], downstream: Topic
             if overlap is None or overlap.same:
                 continue
             reserved |= overlap.mine | (overlap.theirs if other is downstream else set())
-            if not overlap.mine and not overlap.theirs and "cid" in template.names & other.names:
+            if overlap.mine or overlap.theirs:
+                continue
+            if other is downstream or "cid" in template.names & other.names:
                 raise TemplateError(f"{name} = {template.text} can give the same topic as {other_name} = {other.text}")
     return frozenset(reserved)
 
