@@ -27,7 +27,6 @@ from ocppgw.settings import (
     Topics,
     Upstream,
     parse_broker,
-    secret,
 )
 from ocppgw.topics import TemplateError, TopicTemplate, encode_level, reserved_identities
 
@@ -104,8 +103,8 @@ def _settings(table: dict[str, Any], source: str, notices: tuple[str, ...]) -> S
 def _with_credentials(mqtt: Mqtt, source: str) -> tuple[Mqtt, tuple[str, ...]]:
     """Find user name and password: the environment wins over the file, and both over the URL."""
     address = parse_broker(mqtt.url, source)
-    username = os.environ.get("OCPPGW_MQTT_USER", mqtt.username or address.username)
-    password = os.environ.get("OCPPGW_MQTT_PASSWORD", mqtt.password or address.password)
+    username = os.environ.get("OCPPGW_MQTT_USER") or mqtt.username or address.username
+    password = os.environ.get("OCPPGW_MQTT_PASSWORD") or mqtt.password or address.password
     notice = "the password in the broker's URL can be read by whoever lists processes: OCPPGW_MQTT_PASSWORD cannot"
     return replace(mqtt, username=username, password=password), (notice,) if address.password else ()
 
@@ -140,7 +139,7 @@ def _values(section: Any, table: Mapping[str, Any], where: str, also: tuple[str,
         try:
             values[name] = known[name].metadata["check"](value)
         except ValueError as error:
-            shown = "(hidden)" if known[name].metadata["check"] is secret else repr(value)
+            shown = "(hidden)" if known[name].metadata["hidden"] else repr(value)
             raise SettingsError(f"{where}{written} = {shown}: {error}") from None
     return values
 
@@ -161,14 +160,19 @@ _CONNECTION = ("cid", "node", "version", "username")
 
 def _topics(values: Mapping[str, Any], node: str, source: str) -> Topics:
     upstream: Upstream = values["upstream"]
+    mountpoint: str = values["mountpoint"]
 
-    def parse(key: str, text: str, names: tuple[str, ...], wildcards: bool = False) -> TopicTemplate:
+    def parse(
+        key: str, text: str, names: tuple[str, ...], wildcards: bool = False, prefix: str = mountpoint
+    ) -> TopicTemplate:
         try:
-            template = TopicTemplate.parse(values["mountpoint"] + text, names, wildcards)
+            template = TopicTemplate.parse(prefix + text if text else "", names, wildcards)
         except TemplateError as error:
             raise SettingsError(f"{source}: {key} = {text!r}: {error}") from None
         return template.bind(node=encode_level(node))
 
+    if mountpoint:
+        parse("mountpoint", mountpoint, _CONNECTION, prefix="")
     every = (*_CONNECTION, "action", "type", "id")
     up = {"upstream.topic": parse("upstream.topic", upstream.topic, every)}
     for action, text in upstream.topic_override_mapping.items():

@@ -23,11 +23,15 @@ class SettingsError(Exception):
     """A setting that cannot be used; the text is the one line that the operator sees."""
 
 
-def setting(default: Any, check: Check, text: str) -> Any:
-    """Declare a key. check: turns the written value into the used one or raises ValueError('must be ...')."""
+def setting(default: Any, check: Check, text: str, hidden: bool = False) -> Any:
+    """Declare a key. check: turns the written value into the used one or raises ValueError('must be ...').
+
+    hidden: the value may be, or have in it, a secret and is never shown.
+    """
+    metadata = {"check": check, "text": text, "hidden": hidden}
     if callable(default):
-        return field(default_factory=default, metadata={"check": check, "text": text})
-    return field(default=default, metadata={"check": check, "text": text})
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, repr=not hidden, metadata=metadata)
 
 
 def _text(value: Any) -> str:
@@ -130,10 +134,10 @@ class Listener:
 class Mqtt:
     """``[mqtt]``: the broker."""
 
-    url: str = setting("embedded:", _text, "mqtt://, mqtts://, mqtt+unix://, ws://, wss:// or embedded:[PORT]")
+    url: str = setting("embedded:", _text, "mqtt://, mqtts://, mqtt+unix://, ws://, wss:// or embedded:[PORT]", True)
     version: str = setting("auto", _choice("auto", "5", "3.1.1"), "auto: 5, falling back to 3.1.1")
-    username: str | None = setting(None, secret, "user name at the broker")
-    password: str | None = setting(None, secret, "password at the broker")
+    username: str | None = setting(None, secret, "user name at the broker", True)
+    password: str | None = setting(None, secret, "password at the broker", True)
     client_id: str = setting("", _text, "MQTT client id; ocppgw-<node> when empty")
     keepalive: int = setting(30, _integer(5, 65535), "seconds, MQTT's keep alive")
     session_expiry: int = setting(
@@ -151,7 +155,7 @@ class Mqtt:
 class Auth:
     """``[auth]``: who may connect."""
 
-    checkers: tuple[str, ...] = setting((), _texts, "Twisted's --auth strings, asked in this order")
+    checkers: tuple[str, ...] = setting((), _texts, "Twisted's --auth strings, asked in this order", True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +234,7 @@ class BrokerAddress:
     tls: bool = False
     path: str = ""
     username: str | None = None
-    password: str | None = None
+    password: str | None = field(default=None, repr=False)
 
 
 _SCHEMES = {
@@ -243,7 +247,8 @@ _SCHEMES = {
 
 def parse_broker(url: str, source: str = "command line") -> BrokerAddress:
     """Read ``mqtts://user:password@host:port``. Raises SettingsError, which never shows the password."""
-    shown = re.sub(r"//[^@/]*@", "//...@", url)
+    # Also of a URL that is not one: whatever stands before its last @ may be a password.
+    shown = re.sub(r"(?s)^([\w+.-]*://)?.*@", r"\1...@", url)
     allowed = "must be mqtt://HOST[:PORT], mqtts://, ws://, wss://, mqtt+unix:///PATH or embedded:[PORT]"
     scheme, _, rest = url.partition(":")
     if scheme == "embedded":
@@ -255,20 +260,12 @@ def parse_broker(url: str, source: str = "command line") -> BrokerAddress:
         port = parts.port
     except ValueError:
         raise SettingsError(f"{source}: mqtt.url = {shown!r}: {allowed}") from None
+    username = None if parts.username is None else unquote(parts.username)
+    password = None if parts.password is None else unquote(parts.password)
     if scheme == "mqtt+unix" and parts.path:
-        return BrokerAddress("unix", unquote(parts.path), 0)
-    if scheme not in _SCHEMES or not parts.hostname:
+        return BrokerAddress("unix", unquote(parts.path), 0, username=username, password=password)
+    if scheme not in _SCHEMES or not parts.hostname or port == 0:
         raise SettingsError(f"{source}: mqtt.url = {shown!r}: {allowed}")
     transport, tls, default_port = _SCHEMES[scheme]
-    return BrokerAddress(
-        transport,
-        parts.hostname,
-        port or default_port,
-        tls,
-        parts.path or "/mqtt",
-        None if parts.username is None else unquote(parts.username),
-        None if parts.password is None else unquote(parts.password),
-    )
-
-
-# emqx_ocpp.conf of EMQX 4.4, and where each of its keys stands here.
+    path = parts.path or "/mqtt"
+    return BrokerAddress(transport, parts.hostname, port or default_port, tls, path, username, password)
