@@ -8,7 +8,6 @@ library is written anew. Pure: bytes in, a value or a Refusal out. What a peer s
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -107,7 +106,8 @@ class Upgrade:
             return None
         try:
             decoded = base64.b64decode(encoded.strip(), validate=True)
-        except binascii.Error:
+        except ValueError:
+            # Also what is not ASCII; binascii.Error is one.
             raise Refused(NOT_ITS_NAME) from None
         name = self.identity.encode("utf-8") + b":"
         if not decoded.startswith(name):
