@@ -19,7 +19,9 @@ from twisted.cred.error import UnauthorizedLogin
 from twisted.cred.portal import Portal
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ocppgw import handshake
@@ -31,7 +33,7 @@ SERVED = ("ocpp1.6", "ocpp2.0.1", "ocpp2.1")
 PROTOCOL_ERROR = 1002
 INTERNAL_ERROR = 1011
 CLOSE_TIMEOUT = 3
-"""Seconds that a charge point has to answer our close frame."""
+"""Seconds that a charge point has to answer our close frame, and then to let go of the socket."""
 
 _log = Logger()
 _REFUSALS = {"reserved": handshake.RESERVED, "broker away": handshake.BROKER_AWAY}
@@ -51,6 +53,7 @@ class ChargePointProtocol(WebSocketServerProtocol):
     factory: ChargePointFactory
     transport: Any
     localCloseCode: Any
+    autoPingTimeoutCall: Any
     version = ""
     remote = ""
     ended = ""
@@ -59,6 +62,8 @@ class ChargePointProtocol(WebSocketServerProtocol):
     _session: Any = None
     _logout: Callable[[], None] | None = None
     _unread: int | None = None
+    _paused = False
+    _last_call: Any = None
 
     # The handshake
 
@@ -68,6 +73,17 @@ class ChargePointProtocol(WebSocketServerProtocol):
         peer: Any = self.transport.getPeer()
         host = getattr(peer, "host", None)
         self.remote = f"{host}:{peer.port}" if host is not None else "unix"
+
+    def dataReceived(self, data: bytes) -> None:
+        """Take bytes from the socket; each of them is a sign of life.
+
+        For Autobahn only whole messages and the right pong are, and what comes after the end it would hoard.
+        """
+        if self.state == self.STATE_CLOSED:
+            return
+        if self.autoPingTimeoutCall is not None:
+            self._cancelAutoPingTimeoutCall()  # type: ignore[no-untyped-call]
+        self._dataReceived(data)
 
     def processHandshake(self) -> None:
         """Read the request's head before Autobahn does, and give it one that it accepts.
@@ -201,6 +217,25 @@ class ChargePointProtocol(WebSocketServerProtocol):
         if session is not None and self._logout is not None:
             self._logout()
 
+    def onAutoPingTimeout(self) -> None:
+        """Drop a silent peer, unless it is us who do not listen: its pong may lie in the socket."""
+        if self._paused:
+            self._sendAutoPing()
+        else:
+            super().onAutoPingTimeout()
+
+    def dropConnection(self, abort: bool = False) -> None:
+        """Close the socket; over TLS, or with unsent bytes, that takes a peer who plays along, so not for ever."""
+        super().dropConnection(abort)
+        if not abort and self._last_call is None:
+            self._last_call = txaio.call_later(CLOSE_TIMEOUT, self.transport.abortConnection)  # type: ignore[attr-defined]
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Nothing is left to be closed."""
+        if self._last_call is not None and self._last_call.active():
+            self._last_call.cancel()
+        super().connectionLost(reason)
+
     # IChargePoint
 
     def send(self, frame: bytes) -> bool:
@@ -217,18 +252,21 @@ class ChargePointProtocol(WebSocketServerProtocol):
         return True
 
     def close(self, code: int, reason: str) -> None:
-        """Close; sendClose would refuse 1001 and 1011."""
+        """Close; sendClose would refuse 1001 and 1011. The answer has to be read."""
         if self.state == self.STATE_OPEN:
+            self.resume_reading()
             self.sendCloseFrame(code=code, reasonUtf8=reason.encode("utf-8"))
 
     def pause_reading(self) -> None:
         """Leave further frames in the socket."""
-        if self.state == self.STATE_OPEN:
+        if self.state == self.STATE_OPEN and not self._paused:
+            self._paused = True
             self.transport.pauseProducing()
 
     def resume_reading(self) -> None:
         """Read on."""
-        if self.state == self.STATE_OPEN:
+        if self.state == self.STATE_OPEN and self._paused:
+            self._paused = False
             self.transport.resumeProducing()
 
     # IPushProducer
