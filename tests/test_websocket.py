@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -466,6 +466,9 @@ class TestRefusedHandshakes:
         padding = 1024 - len(request(X_Pad=""))
         assert stage.dial().ask(X_Pad="x" * padding).status == 101
         assert stage.dial().ask(X_Pad="x" * (padding + 1)).status == 431
+        peer = stage.dial()
+        peer.send(b"x" * 1024)
+        assert Answer.read(peer.wire.take()).status == 431
 
     def test_nothing_is_read_after_a_refusal(self) -> None:
         stage = Stage()
@@ -537,6 +540,15 @@ class TestLogin:
         Stage(checker).dial().send(request(target, Authorization=basic(f"{identity}:a:b".encode())))
         [(credentials, _)] = checker.asked
         assert (credentials.username, credentials.password) == (identity.encode(), b"a:b")
+
+    def test_the_password_is_not_kept(self, checker: FakeChecker) -> None:
+        credentials = basic(b"CP1:secret")
+        peer = Stage(checker).dial()
+        peer.send(request(Authorization=credentials))
+        checker.asked.pop()[1].callback(b"CP1")
+        held = repr(vars(peer.protocol))
+        assert "secret" not in held
+        assert credentials not in held
 
     @pytest.mark.parametrize("scheme", ["Basic", "basic", "BASIC"])
     def test_the_scheme_has_no_case(self, checker: FakeChecker, scheme: str) -> None:
@@ -804,6 +816,7 @@ class TestBackpressure:
             peer.wire.producer.pauseProducing()
             assert peer.protocol.send(bytes(60_000))
             peer.wire.producer.resumeProducing()
+        assert all(peer.protocol.send(bytes(60_000)) for _ in range(10))
         assert not peer.wire.disconnecting
 
 
@@ -866,14 +879,22 @@ class TestClose:
         assert stage.realm.logouts == ["CP1"]
         assert peer.protocol.ended
 
-    def test_no_timer_outlives_a_connection(self, clock: Clock) -> None:
-        for act in (Peer.hang_up, lambda peer: peer.protocol.close(4001, "x")):
-            peer = Stage().connect()
-            act(peer)
-            clock.advance(CLOSE_TIMEOUT + 1)
-            peer.hang_up()
-            peer.wire.clear()
-            for _ in range(200):
-                clock.advance(1)
-            assert peer.wire.take() == b""
-            assert clock.getDelayedCalls() == []
+    @pytest.mark.parametrize(
+        "act",
+        [
+            lambda peer: None,
+            lambda peer: peer.protocol.close(4001, "replaced"),
+            lambda peer: peer.send(frame(CLOSE, struct.pack("!H", 1000))),
+        ],
+        ids=["lost", "closed by us", "closed by the peer"],
+    )
+    def test_no_timer_outlives_a_connection(self, clock: Clock, act: Callable[[Peer], None]) -> None:
+        peer = Stage().connect()
+        act(peer)
+        peer.hang_up()
+        peer.wire.take()
+        for _ in range(100):
+            clock.advance(1)
+        assert peer.wire.take() == b""
+        assert not peer.wire.disconnected
+        assert clock.getDelayedCalls() == []
