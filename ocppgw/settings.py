@@ -41,7 +41,7 @@ def _text(value: Any) -> str:
 
 
 def _name(value: Any) -> str:
-    if not _text(value) or re.search(r"[\s/+#\x00-\x1f]", value):
+    if re.search(r"[\s/+#\x00-\x1f]", _text(value)):
         raise ValueError("must be a name without white space, / + #")
     return str(value)
 
@@ -247,25 +247,33 @@ _SCHEMES = {
 
 def parse_broker(url: str, source: str = "command line") -> BrokerAddress:
     """Read ``mqtts://user:password@host:port``. Raises SettingsError, which never shows the password."""
-    # Also of a URL that is not one: whatever stands before its last @ may be a password.
-    shown = re.sub(r"(?s)^([\w+.-]*://)?.*@", r"\1...@", url)
-    allowed = "must be mqtt://HOST[:PORT], mqtts://, ws://, wss://, mqtt+unix:///PATH or embedded:[PORT]"
+    try:
+        return _broker(url)
+    except ValueError:
+        # Also of a URL that is not one: what stands before its last @ may be a password, what comes after ? a token.
+        shown = re.sub(r"(?s)^([\w+.-]*://)?.*@", r"\1...@", url)
+        shown = re.sub(r"(?s)\?.*", "?...", shown)
+        allowed = "must be mqtt://HOST[:PORT], mqtts://, ws://, wss://, mqtt+unix:///PATH or embedded:[PORT]"
+        raise SettingsError(f"{source}: mqtt.url = {shown!r}: {allowed}") from None
+
+
+def _broker(url: str) -> BrokerAddress:
     scheme, _, rest = url.partition(":")
     if scheme == "embedded":
         if rest and not (rest.isdecimal() and 0 < int(rest) < 65536):
-            raise SettingsError(f"{source}: mqtt.url = {shown!r}: {allowed}")
+            raise ValueError
         return BrokerAddress("embedded", "127.0.0.1", int(rest or 1883))
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        raise SettingsError(f"{source}: mqtt.url = {shown!r}: {allowed}") from None
+    parts = urlsplit(url)
     username = None if parts.username is None else unquote(parts.username)
     password = None if parts.password is None else unquote(parts.password)
-    if scheme == "mqtt+unix" and parts.path:
+    if scheme == "mqtt+unix" and not parts.hostname and parts.path.startswith("/"):
         return BrokerAddress("unix", unquote(parts.path), 0, username=username, password=password)
-    if scheme not in _SCHEMES or not parts.hostname or port == 0:
-        raise SettingsError(f"{source}: mqtt.url = {shown!r}: {allowed}")
+    if scheme not in _SCHEMES or not parts.hostname or parts.port == 0 or parts.fragment:
+        raise ValueError
     transport, tls, default_port = _SCHEMES[scheme]
-    path = parts.path or "/mqtt"
-    return BrokerAddress(transport, parts.hostname, port or default_port, tls, path, username, password)
+    path = ""
+    if transport == "websockets":
+        path = (parts.path or "/mqtt") + (f"?{parts.query}" if parts.query else "")
+    elif parts.path.strip("/") or parts.query:
+        raise ValueError
+    return BrokerAddress(transport, parts.hostname, parts.port or default_port, tls, path, username, password)
