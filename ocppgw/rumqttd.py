@@ -15,19 +15,20 @@ import tempfile
 import threading
 
 # rumqttd keeps one log for each topic filter that was ever subscribed, also of what was read, and drops its oldest
-# segment in silence when there are more than max_segment_count. Thus a subscriber may be 12 MiB behind, and a filter
-# costs at most 16 MiB of payload (rumqttd's own example allows 1 GiB). A message larger than a segment fits all the
-# same: a segment is closed after the message that fills it.
-# max_inflight_count bounds how many packets are taken from one socket at a time, no more: the number of messages that
-# a subscriber may leave unacknowledged is 100, a constant of rumqttd. Nobody is refused for exceeding either.
+# segment in silence when there are more than max_segment_count. Thus a subscriber may be 28 MiB behind, some 80,000
+# OCPP messages, before it loses any; and a busy filter costs 32 MiB of payload, 55 MiB of memory (rumqttd's own example
+# allows 1 GiB). A message larger than a segment fits all the same: a segment is closed after the message that fills it.
+# max_outgoing_packet_count is also how many retained messages a subscription with QoS 0 gets; with QoS 1 it is 100, as
+# many as a subscriber may leave unacknowledged, a constant of rumqttd. max_inflight_count only bounds how many packets
+# are taken from one socket at a time.
 SETTINGS = """
 id = 0
 [router]
 id = 0
 max_connections = 10010
-max_outgoing_packet_count = 200
+max_outgoing_packet_count = 10000
 max_segment_size = 4194304
-max_segment_count = 4
+max_segment_count = 8
 [v4.1]
 name = "ocppgw"
 listen = "{host}:{port}"
