@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import unquote_to_bytes
 
 MAX_IDENTITY = 255
@@ -81,7 +81,7 @@ class Upgrade:
 
     identity: str
     offered: tuple[str, ...]
-    authorization: str | None
+    authorization: str | None = field(repr=False)
     key: str
     websocket_version: str
 
