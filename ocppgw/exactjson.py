@@ -27,6 +27,8 @@ _BEFORE_NUMBERS = bytes.maketrans(b"E[, \t\r\n", b"e::::::")
 # A string that never ends is taken as one, or each of its quotes would be tried as a beginning.
 _NESTING = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{\]}]', re.DOTALL)
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 
 def loads(data: bytes) -> Any:
     """Parse JSON text in UTF-8, with or without a byte order mark. Raises ValueError with a short reason."""
@@ -97,7 +99,10 @@ def _loads_exactly(data: bytes) -> Any:
 
 def _dump_exactly(value: Any) -> str:
     if isinstance(value, dict):
-        return "{" + ",".join(f"{json.dumps(key)}:{_dump_exactly(item)}" for key, item in value.items()) + "}"
+        return "{" + ",".join(f"{_dump_exactly(key)}:{_dump_exactly(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ",".join(map(_dump_exactly, value)) + "]"
-    return str(value) if isinstance(value, Decimal) else json.dumps(value)
+    if isinstance(value, Decimal):
+        return str(value)
+    # Only the surrogates are escaped: what goes out is hardly larger than what came in.
+    return _SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value, ensure_ascii=False))

@@ -44,6 +44,9 @@ UNKNOWN_ACTION = "-"
 MAX_VALUE = 255
 """Characters of an id or an action that go into a topic or a property: what a service sent may be endless."""
 
+MAX_REPORTED = 8192
+"""Bytes of a refused frame that are published: escaped, one byte can become six."""
+
 
 @implementer(IRealm, IAdmission, IBrokerClient)
 class Gateway(Service):
@@ -169,7 +172,7 @@ class Gateway(Service):
             return
         report = {
             "cid": session.cid,
-            "frame": frame.decode("utf-8", "replace"),
+            "frame": frame[:MAX_REPORTED].decode("utf-8", "replace"),
             "code": fault.answer.code if fault.answer is not None else None,
             "detail": fault.reason,
         }

@@ -41,8 +41,8 @@ def _text(value: Any) -> str:
 
 
 def _name(value: Any) -> str:
-    if re.search(r"[\s/+#\x00-\x1f]", _text(value)):
-        raise ValueError("must be a name without white space, / + #")
+    if re.search(r"[\s/+#$\x00-\x1f]", _text(value)):
+        raise ValueError("must be a name without white space, / + # $")
     return str(value)
 
 
