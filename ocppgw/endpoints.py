@@ -11,6 +11,7 @@ import ipaddress
 import os
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 from twisted.internet.endpoints import serverFromString
@@ -107,7 +108,10 @@ def address_of(description: str) -> Address:
 
 def check_free(description: str, address: Address) -> None:
     """Try whether the address can be listened on. Raises EndpointError."""
-    if address.inherited or address.port is None:
+    if address.inherited:
+        return
+    if address.port is None:
+        _check_path(description, address.host)
         return
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     with socket.socket(family) as probe:
@@ -118,9 +122,32 @@ def check_free(description: str, address: Address) -> None:
             raise EndpointError(f"{description}: cannot be listened on: {_words(error)}") from None
 
 
+def _check_path(description: str, path: str) -> None:
+    """The same for a Unix socket. Twisted clears away one that a dead process left only by the lock beside it."""
+    problem = None
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+            problem = "Address already in use"
+        except FileNotFoundError:
+            directory = Path(path).parent
+            if not os.access(directory, os.W_OK):
+                problem = f"{directory} is not there or cannot be written"
+        except ConnectionRefusedError:
+            if not (Path(path).is_socket() and Path(f"{path}.lock").is_symlink()):
+                problem = "something else is there"
+        except OSError as error:
+            problem = _words(error)
+    if problem is not None:
+        raise EndpointError(f"{description}: cannot be listened on: {problem}")
+
+
 def _words(error: Exception) -> str:
     if isinstance(error, OSError):
-        return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+        return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror or error)
     if isinstance(error, TypeError):
         return "wrong arguments for this kind of endpoint"
+    if isinstance(error, LookupError):
+        return f"no such socket was handed over ({error})"
     return str(error) or type(error).__name__
