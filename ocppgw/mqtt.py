@@ -190,6 +190,8 @@ class Link:
 
     def _replace_client(self) -> None:
         """Take a new client, and take back what the old one has not delivered."""
+        if self._client is not None and (sock := self._client.socket()) is not None:
+            sock.close()
         self._client = None
         self._queue.put_back(self._unacknowledged.values())
         self._unacknowledged.clear()
