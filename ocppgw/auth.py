@@ -8,10 +8,15 @@ Slow hashes never run in the reactor's thread.
 
 from __future__ import annotations
 
+import fcntl
 import hmac
+import os
+import re
 import secrets
 import string
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,6 +39,7 @@ KEY_ALPHABET = string.ascii_letters + string.digits
 # argon2id with the least cost that OWASP recommends. A key of 20 random letters needs none at all; a password that a
 # person chose does.
 _HASHER = PasswordHasher(time_cost=2, memory_cost=19456, parallelism=1)
+_HASH = re.compile(r"\$argon2(?:id|i|d)\$v=\d+\$m=\d+,t=\d+,p=\d+\$[A-Za-z0-9+/]+\$[A-Za-z0-9+/]+")
 
 
 class UnknownIdentity(UnauthorizedLogin):
@@ -76,18 +82,17 @@ class Chain:
 
     async def _ask(self, credentials: Any) -> bytes | tuple[()]:
         identity: bytes = credentials.username
+        if credentials.password is None and not self.open:
+            raise UnauthorizedLogin("no credentials")
         for checker in self._checkers:
             if _asks_nothing(checker):
                 return identity
-            if credentials.password is None:
-                continue
+            # Asked also without a password: whom it knows does not get in as anonymous.
             try:
                 await maybeDeferred(checker.requestAvatarId, credentials)
             except UnknownIdentity:
                 continue
             return identity
-        if credentials.password is None:
-            raise UnauthorizedLogin("no credentials")
         raise UnknownIdentity
 
 
@@ -104,18 +109,28 @@ def read_password_file(path: Path) -> dict[bytes, str]:
 
     Raises PasswordFileError.
     """
+    return _hashes(path, _lines(path))
+
+
+def _lines(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise PasswordFileError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    # Not splitlines(): an identity may have one of Unicode's other line separators in it.
+    return text.removesuffix("\n").split("\n") if text else []
+
+
+def _hashes(path: Path, lines: Sequence[str]) -> dict[bytes, str]:
     hashes = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
             continue
-        identity, colon, digest = line.partition(":")
-        if not colon or not digest.startswith("$argon2"):
+        identity, _, digest = line.partition(":")
+        digest = digest.strip()
+        if _HASH.fullmatch(digest) is None:
             raise PasswordFileError(f"{path}: line {number}: must be IDENTITY:HASH as 'ocppgw passwd' writes it")
-        hashes[unquote(identity).encode("utf-8")] = digest.strip()
+        hashes[unquote(identity).encode("utf-8")] = digest
     return hashes
 
 
@@ -131,8 +146,8 @@ class PasswordFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._hashes = read_password_file(path)
         self._state = self._stat()
+        self._hashes = read_password_file(path)
 
     def requestAvatarId(self, credentials: ICredentials) -> Deferred[bytes | tuple[()]]:
         """Fire with the user name, or fail with UnknownIdentity or UnauthorizedLogin."""
@@ -144,23 +159,26 @@ class PasswordFile:
         digest = self._hashes.get(username)
         if digest is None:
             raise UnknownIdentity
-        if not await deferToThread(_verify, digest, credentials.password):
+        if credentials.password is None or not await deferToThread(_verify, digest, credentials.password):
             raise UnauthorizedLogin("wrong password")
         return username
 
-    def _stat(self) -> tuple[int, int, int]:
-        state = self._path.stat()
+    def _stat(self) -> tuple[int, int, int] | None:
+        try:
+            state = self._path.stat()
+        except OSError:
+            return None
         return state.st_mtime_ns, state.st_size, state.st_ino
 
     def _reload_if_changed(self) -> None:
+        state = self._stat()
+        if state == self._state:
+            return
+        self._state = state
         try:
-            state = self._stat()
-            if state == self._state:
-                return
-            self._state = state
             self._hashes = read_password_file(self._path)
             self.log.info("password file {path} read again", path=str(self._path))
-        except (OSError, PasswordFileError) as error:
+        except PasswordFileError as error:
             self.log.error("{error}; what was read last stays in force", error=error)
 
 
@@ -183,17 +201,42 @@ def set_password(path: Path, identity: str, password: bytes) -> None:
     """
     name = identity.replace("%", "%25").replace(":", "%3A").replace("\n", "%0A").replace("\r", "%0D")
     name = name.replace("#", "%23", 1) if name.startswith("#") else name
-    lines = []
-    if path.exists():
-        read_password_file(path)
-        lines = path.read_text(encoding="utf-8").splitlines()
     entry = f"{name}:{_HASHER.hash(password)}"
-    kept = [line for line in lines if line.partition(":")[0] != name]
-    draft = path.with_name(path.name + ".new")
     try:
-        mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
-        draft.touch(mode=mode)
-        draft.write_text("\n".join([*kept, entry]) + "\n", encoding="utf-8")
-        draft.replace(path)
+        path = path.resolve()
+        with _alone_in(path.parent):
+            lines = _lines(path) if path.exists() else []
+            _hashes(path, lines)
+            _replace(path, "\n".join([*(line for line in lines if line.partition(":")[0] != name), entry, ""]))
     except OSError as error:
         raise PasswordFileError(f"{path}: cannot be written: {error.strerror}") from None
+    except UnicodeEncodeError:
+        raise PasswordFileError(f"{identity!r} is not UTF-8") from None
+
+
+@contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Keep others of our kind from changing a file meanwhile. The file itself cannot be locked: it is replaced."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Put a new file in the place of an old one, with its owner and mode; with mode 0600 where there is none."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    draft = Path(name)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            if path.exists():
+                old = path.stat()
+                os.fchown(descriptor, old.st_uid, old.st_gid)
+                os.fchmod(descriptor, old.st_mode & 0o777)
+            file.write(text)
+        draft.replace(path)
+    except BaseException:
+        draft.unlink()
+        raise
