@@ -196,20 +196,30 @@ def mosquitto(tmp_path: Path, *extra_config_lines: str, port: int | None = None)
     return _started(Process([program, "-c", file], port=port), r"mosquitto version \S+ running")
 
 
-def gateway(*arguments: str, env: Mapping[str, str] | None = None) -> Process:
+def gateway(
+    *arguments: str, env: Mapping[str, str] | None = None, program: Sequence[str] = ("twistd", "-n", "--pidfile=")
+) -> Process:
     """Start the gateway that the tests import, with the arguments of `twistd ocppgw`; it may not be ready yet.
 
     It prints `charge points connect to ws://...` for each listener, and `connected to broker ...` when it is there.
+    program: what runs the plugin.
     """
-    twistd = Path(sysconfig.get_path("scripts"), "twistd")
-    if not twistd.exists():
-        twistd = Path(sys.executable).with_name("twistd")
+    return Process([*script(*program), "ocppgw", *arguments], env={**import_path(), **(env or {})})
+
+
+def script(name: str, *arguments: str) -> list[str]:
+    """Return the command line of a console script that was installed for this Python."""
+    path = Path(sysconfig.get_path("scripts"), name)
+    return [str(path if path.exists() else Path(sys.executable).with_name(name)), *arguments]
+
+
+def import_path() -> dict[str, str]:
+    """Return what a process needs in its environment to import the package that the tests import."""
     spec = importlib.util.find_spec("ocppgw")
     assert spec is not None, "the package ocppgw is not importable: install it, or run `python -m pytest` at its root"
     assert spec.origin is not None
     path = os.pathsep.join([str(Path(spec.origin).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    argv = [twistd, "-n", "--pidfile=", "ocppgw", *arguments]
-    return Process(argv, env={"PYTHONPATH": path, **(env or {})})
+    return {"PYTHONPATH": path}
 
 
 def _started(process: Process, pattern: str) -> Process:

@@ -25,8 +25,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
 
         def stage(broker: str) -> Stage:
             if broker not in running:
-                settings = f'[mqtt]\nversion = "{broker.split(" ")[1]}"\n'
-                running[broker] = stack.enter_context(set_up(tmp_path_factory.mktemp("stage"), broker, settings))
+                running[broker] = stack.enter_context(set_up(tmp_path_factory.mktemp("stage"), broker))
             return running[broker]
 
         yield stage

@@ -9,7 +9,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -187,15 +187,20 @@ def start_gateway(*arguments: str) -> Process:
 
 
 @contextmanager
-def set_up(directory: Path, broker: str = "mosquitto 5", settings: str = "", *arguments: str) -> Iterator[Stage]:
+def set_up(
+    directory: Path, broker: str = "mosquitto 5", settings: str = "", *arguments: str, ended: int = -15
+) -> Iterator[Stage]:
     """Set the stage. broker: "mosquitto" or "embedded", and the version of MQTT.
 
     settings: a file's content; where it has listeners of its own, {endpoint} stands for that of the first.
+    ended: the exit status that the gateway has at the end.
     """
     port, mqtt_port = free_port(), free_port()
     kind, version = broker.split(" ")
     endpoint = f"tcp:{port}:interface=127.0.0.1"
     file = directory / "ocppgw.toml"
+    if "[mqtt]" not in settings:
+        settings += f'\n[mqtt]\nversion = "{version}"\n'
     file.write_text(settings.replace("{endpoint}", endpoint), encoding="utf-8")
     arguments += ("--config", str(file))
     if "{endpoint}" not in settings:
@@ -210,13 +215,27 @@ def set_up(directory: Path, broker: str = "mosquitto 5", settings: str = "", *ar
         service = stack.enter_context(Service(mqtt_port, version))
         yield Stage(running, service, port, version)
     # Once it has ended, so that a failure on the way down counts as well.
-    assert_calm(running)
+    assert_calm(running, ended)
 
 
-def assert_calm(process: Process) -> None:
+def assert_calm(process: Process, status: int = -15) -> None:
     """See that a gateway met nothing that it did not expect, and ended when it was asked to."""
     assert not re.search("Traceback|Unhandled|CRITICAL", process.report()), process.report()
-    assert process.returncode == -15, process.report()
+    assert process.returncode == status, process.report()
+
+
+def eventually(condition: Callable[[], bool], what: str) -> None:
+    """Wait until a condition holds that nothing tells of."""
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < deadline, f"not in {LIMIT} s: {what}"
+        time.sleep(0.02)
+
+
+def answers(port: int) -> bool:
+    """Whether somebody listens on this port of 127.0.0.1."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def exactly(text: str | bytes) -> Any:
