@@ -118,9 +118,13 @@ class FakeBroker:
 
 @implementer(IBrokerClient)
 class FakeBrokerClient:
-    """What a broker's edge told its client. received: deliveries; told: the rest, in order."""
+    """What a broker's edge told its client. received: deliveries; told: the rest, in order.
+
+    when_congested: what happens while it is told so.
+    """
 
     def __init__(self) -> None:
+        self.when_congested: Callable[[], None] = lambda: None
         self.received: list[Delivery] = []
         self.told: list[str] = []
 
@@ -135,6 +139,7 @@ class FakeBrokerClient:
 
     def broker_congested(self) -> None:
         self.told.append("congested")
+        self.when_congested()
 
     def broker_relieved(self) -> None:
         self.told.append("relieved")
@@ -220,8 +225,12 @@ class HandCrankedReactor(MemoryReactorClock):
         """Run what other threads hand over until the condition holds; time does not pass."""
         self.advance(0)
         while not until():
-            self._calls.get(timeout=LIMIT)()
-            self.advance(0)
+            self.take_call()
+
+    def take_call(self) -> None:
+        """Run the next call of another thread."""
+        self._calls.get(timeout=LIMIT)()
+        self.advance(0)
 
 
 CONNECT, CONNACK, PUBLISH, PUBACK, SUBSCRIBE, SUBACK, UNSUBSCRIBE, UNSUBACK = 1, 2, 3, 4, 8, 9, 10, 11
