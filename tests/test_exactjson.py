@@ -87,6 +87,7 @@ def test_whatever_is_not_json_is_a_value_error(data):
         '[1E+5,{"\\ud83d":[true,null,"e"]}]',
         '["é😀\u2028"]',
         '[""]',
+        '{"é\\ud800":"😀\\udfff\u2028\x7f"}',
         '["\\u0000"]',
         '[{"b":1,"a":2}]',
     ],
