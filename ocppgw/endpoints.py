@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from OpenSSL import SSL, crypto
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.protocol import Factory
 
@@ -146,6 +147,9 @@ def _check_path(description: str, path: str) -> None:
 def _words(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror or error)
+    if isinstance(error, (SSL.Error, crypto.Error)):
+        reasons = ", ".join(reason for *_, reason in error.args[0]) if error.args else ""
+        return f"a key or certificate file holds something else ({reasons or 'no reason given'})"
     if isinstance(error, TypeError):
         return "wrong arguments for this kind of endpoint"
     if isinstance(error, LookupError):
