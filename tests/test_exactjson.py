@@ -7,11 +7,12 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ocppgw.exactjson import MAX_DEPTH, dumps, loads
 
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a machine that is busy
 INTEGERS = st.from_regex(r"\A-?(0|[1-9][0-9]{0,40})\Z")
 FRACTIONS = st.from_regex(r"\A-?(0|[1-9][0-9]{0,25})\.[0-9]{1,25}\Z")
 EXPONENTS = st.from_regex(r"\A-?(0|[1-9][0-9]{0,20})(\.[0-9]{1,20})?[eE][+-]?[0-9]{1,4}\Z")
@@ -45,20 +46,20 @@ def reference(data: bytes | str) -> Any:
     return json.loads(data, parse_int=number, parse_float=number, object_pairs_hook=lambda pairs: ["object", *pairs])
 
 
-@settings(deadline=None)
+@PATIENT
 @given(TEXTS)
 def test_values_survive_from_text_to_text(text):
     assert reference(dumps(loads(text.encode()))) == reference(text)
 
 
-@settings(deadline=None)
+@PATIENT
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_every_double_keeps_all_of_its_digits(value):
     assert reference(dumps([value])) == [("number", Decimal(repr(value)))]
     assert float(loads(dumps([value]))[0]) == value
 
 
-@settings(deadline=None)
+@PATIENT
 @given(st.binary(max_size=40) | TEXTS.map(str.encode).flatmap(lambda data: st.permutations(data).map(bytes)))
 def test_whatever_is_not_json_is_a_value_error(data):
     try:

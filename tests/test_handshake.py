@@ -10,12 +10,13 @@ from typing import Any
 from urllib.parse import quote_from_bytes
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ocppgw import handshake
 from ocppgw.handshake import Refusal, Refused, Upgrade, parse_upgrade, response
 
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a machine that is busy
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 REFUSALS = [value for value in vars(handshake).values() if isinstance(value, Refusal)]
 
@@ -72,7 +73,7 @@ FEW_ODDITIES = st.builds(
 )
 
 
-@settings(deadline=None)
+@PATIENT
 @given(st.binary(max_size=80) | ODD_HEADS | FEW_ODDITIES, st.sampled_from(["/ocpp", "", "/a/b"]))
 def test_any_request_is_either_read_or_refused_in_our_own_words(data, path):
     try:
@@ -116,7 +117,7 @@ def test_every_answer_is_one_line_of_plain_text(refusal):
 # The identity (OCPP-J 1.6, 3.1.1)
 
 
-@settings(deadline=None)
+@PATIENT
 @given(st.text(min_size=1, max_size=60))
 def test_an_identity_is_percent_decoded_once(identity):
     target = "/ocpp/" + quote_from_bytes(identity.encode(), safe="")
@@ -265,7 +266,7 @@ def test_the_password_of_the_specifications_example_is_raw_bytes():
     assert upgrade("AL1000", authorization).password() == bytes(range(8)) + b"\xff" * 12
 
 
-@settings(deadline=None)
+@PATIENT
 @given(st.text(min_size=1, max_size=20), st.binary(max_size=40))
 def test_whatever_stands_behind_identity_and_colon_is_the_password(identity, password):
     assert upgrade(identity, basic(identity.encode() + b":" + password)).password() == password

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ocppgw import exactjson
@@ -30,6 +30,7 @@ from ocppgw.messages import (
     encode_frame,
 )
 
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a machine that is busy
 ANY_TEXT = st.characters(exclude_categories=())  # lone surrogates, too
 TEXT = st.text(ANY_TEXT, max_size=8)
 NUMBERS = st.one_of(
@@ -78,14 +79,14 @@ def answer_to(frame: bytes | list[Any], version: str) -> tuple[str, str] | None:
 # What is written is what is read.
 
 
-@settings(deadline=None)
+@PATIENT
 @given(MESSAGES)
 def test_a_frame_is_read_as_it_was_written(pair):
     message, version = pair
     assert exact(decode_frame(encode_frame(message), version)) == exact(message)
 
 
-@settings(deadline=None)
+@PATIENT
 @given(MESSAGES, TEXT)
 def test_an_envelope_is_read_as_it_was_written(pair, action):
     message, version = pair
@@ -94,7 +95,7 @@ def test_an_envelope_is_read_as_it_was_written(pair, action):
     assert exact(decode_envelope(encode_frame(message), version)) == exact(message)
 
 
-@settings(deadline=None)
+@PATIENT
 @given(st.binary(max_size=60) | VALUES.map(exactjson.dumps) | st.lists(VALUES).map(exactjson.dumps))
 def test_nothing_but_a_protocol_fault_comes_of_any_input(data):
     for version in VERSIONS:

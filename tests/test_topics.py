@@ -7,11 +7,12 @@ from unicodedata import category
 from urllib.parse import unquote
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ocppgw.topics import TemplateError, TopicTemplate, encode_level, encode_text, reserved_identities
 
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a machine that is busy
 NAMES = ("cid", "node", "version", "username", "action", "type", "id")
 DEFAULTS = {
     "upstream.topic": "ocpp/cp/${cid}/${action}",
@@ -44,7 +45,7 @@ def is_allowed(character: str) -> bool:
     return category(character) not in ("Cc", "Cs") and code & 0xFFFE != 0xFFFE and not 0xFDD0 <= code <= 0xFDEF
 
 
-@settings(deadline=None)
+@PATIENT
 @given(ANY_TEXT)
 def test_a_level_never_leaves_its_place(text):
     level = encode_level(text)
@@ -54,7 +55,7 @@ def test_a_level_never_leaves_its_place(text):
     level.encode()
 
 
-@settings(deadline=None)
+@PATIENT
 @given(ANY_TEXT)
 def test_text_beside_topics_keeps_what_mqtt_allows(text):
     safe = encode_text(text)
@@ -62,7 +63,7 @@ def test_text_beside_topics_keeps_what_mqtt_allows(text):
     assert unquote(safe, errors="surrogatepass") == text
 
 
-@settings(deadline=None)
+@PATIENT
 @given(ANY_TEXT)
 def test_a_level_says_which_text_it_was(text):
     # So no two identities share a level.
@@ -96,7 +97,7 @@ TEMPLATES = st.lists(
 ).map(lambda levels: "/".join(f"{before}${{{name}}}{after}" for before, name, after in levels))
 
 
-@settings(deadline=None)
+@PATIENT
 @given(st.data())
 def test_a_template_matches_what_it_rendered(data):
     template = parse(data.draw(TEMPLATES))
@@ -104,7 +105,7 @@ def test_a_template_matches_what_it_rendered(data):
     assert template.match(template.render(values)) == values
 
 
-@settings(deadline=None)
+@PATIENT
 @given(st.data())
 def test_bound_values_are_no_longer_open(data):
     template = parse(data.draw(TEMPLATES))
@@ -272,7 +273,7 @@ UPSTREAM = st.lists(st.sampled_from(["a", "b", "${cid}", "x${cid}", "${cid}y", "
 DOWNSTREAM = st.lists(st.sampled_from(["a", "b", "${cid}", "x${cid}", "+", "#"]), min_size=1, max_size=3)
 
 
-@settings(deadline=None, max_examples=500)
+@settings(PATIENT, max_examples=500)
 @given(st.lists(UPSTREAM.map("/".join), min_size=2, max_size=2, unique=True), DOWNSTREAM.map("/".join))
 def test_whatever_the_templates_no_identity_reaches_the_topics_of_another_one(texts, filter_text):
     first, second = templates = [parse(text) for text in texts]
