@@ -164,7 +164,8 @@ def _checker(description: str) -> ICredentialsChecker:
     except OSError as error:
         raise SettingsError(f"auth {description}: {error.strerror}: {error.filename}") from None
     except Exception as error:
-        raise SettingsError(f"auth {description}: {error}") from None
+        # Not the description: memory: has passwords in it.
+        raise SettingsError(f"auth {kind}: {error}") from None
     if not {IUsernamePassword, IAnonymous} & set(checker.credentialInterfaces):
         raise SettingsError(f"auth {description}: cannot check a user name and a password")
     return checker
