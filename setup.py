@@ -13,8 +13,14 @@ embedded = [
     # The bundled broker for a first try and for tests: rumqttd in a wheel. Never needed beside a real broker.
     "iotcore>=0.4,<0.5",
 ]
+schemas = [
+    # Payloads against JSON schemas: the schemas, and a validator in Rust, nine times as quick as the next one.
+    "ocpp>=2.0",
+    "jsonschema-rs>=0.40",
+]
 test = [
     *embedded,
+    *schemas,
     "pytest>=8",
     "pytest-cov>=6",
     "hypothesis>=6.100",
@@ -75,7 +81,7 @@ setup(
         # Hashes of the password file (argon2id).
         "argon2-cffi>=23.1",
     ],
-    extras_require={"embedded": embedded, "examples": examples, "test": test, "lint": lint},
+    extras_require={"embedded": embedded, "schemas": schemas, "examples": examples, "test": test, "lint": lint},
     entry_points={"console_scripts": ["ocppgw = ocppgw.cli:main"]},
     zip_safe=False,
 )

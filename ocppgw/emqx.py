@@ -13,7 +13,10 @@ _KEYS = {
     "ocpp.upstream.error_topic": ("upstream", "error_topic"),
     "ocpp.dnstream.topic": ("dnstream", "topic"),
     "ocpp.dnstream.strit_mode": ("dnstream", "strict_mode"),
+    "ocpp.upstream.awaiting_timeout": ("upstream", "awaiting_timeout"),
     "ocpp.dnstream.max_mqueue_len": ("dnstream", "max_mqueue_len"),
+    "ocpp.dnstream.retry_interval": ("dnstream", "retry_interval"),
+    "ocpp.message_format_checking": ("", "message_format_checking"),
 }
 _OVERRIDE = "ocpp.upstream.topic."
 
@@ -34,7 +37,7 @@ def read(text: str, path: str) -> tuple[dict[str, Any], tuple[str, ...]]:
             raise SettingsError(f"{path}: line {number}: must be KEY = VALUE")
         if key in _KEYS:
             section, name = _KEYS[key]
-            table.setdefault(section, {})[name] = _value(value)
+            (table.setdefault(section, {}) if section else table)[name] = _value(value)
         elif key.startswith(_OVERRIDE):
             mapping = table.setdefault("upstream", {}).setdefault("topic_override_mapping", {})
             mapping[key.removeprefix(_OVERRIDE)] = value

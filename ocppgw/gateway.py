@@ -31,7 +31,8 @@ from ocppgw.interfaces import (
     SubscriptionRefused,
 )
 from ocppgw.messages import Call, CallResult, Message, ProtocolFault, Send, encode_envelope, encode_frame
-from ocppgw.session import Session
+from ocppgw.schemas import Schemas
+from ocppgw.session import Rules, Session
 from ocppgw.settings import Settings
 from ocppgw.topics import TopicTemplate, encode_level, encode_text
 
@@ -54,8 +55,18 @@ class Gateway(Service):
 
     log = Logger()
 
-    def __init__(self, settings: Settings, broker: IBroker, clock: IReactorTime) -> None:
+    def __init__(
+        self, settings: Settings, broker: IBroker, clock: IReactorTime, schemas: Schemas | None = None
+    ) -> None:
         self.settings = settings
+        self._rules = Rules(
+            settings.upstream,
+            settings.dnstream,
+            settings.limits.message_size,
+            schemas if settings.message_format_checking in ("all", "upstream_only") else None,
+            schemas if settings.message_format_checking in ("all", "dnstream_only") else None,
+            settings.on_violation == "reject",
+        )
         self.sessions: dict[str, Session] = {}
         self.counters: Counter[str] = Counter()
         self._broker = broker
@@ -85,15 +96,7 @@ class Gateway(Service):
             raise NotImplementedError("a charge point speaks to an ICentralSystem")
         cid = bytes(avatarId).decode("utf-8")
         charge_point = IChargePoint(mind)
-        session = Session(
-            cid,
-            encode_level(cid),
-            charge_point,
-            self,
-            self._clock,
-            self.settings.dnstream,
-            self.settings.limits.message_size,
-        )
+        session = Session(cid, encode_level(cid), charge_point, self, self._clock, self._rules)
         return ICentralSystem, session, partial(self._session_ended, session)
 
     def session_opened(self, session: Session) -> None:
@@ -147,7 +150,9 @@ class Gateway(Service):
 
     # Upstream
 
-    def publish(self, session: Session, message: Message, action: str | None, frame: bytes | None) -> None:
+    def publish(
+        self, session: Session, message: Message, action: str | None, frame: bytes | None, late: bool = False
+    ) -> None:
         """Publish a message of a charge point, or a delivery failure in its place."""
         topics = self.settings.topics
         if isinstance(message, (Call, Send)):
@@ -158,7 +163,7 @@ class Gateway(Service):
         if self.settings.payload_format == "array":
             payload = frame if frame is not None else encode_frame(message)
         else:
-            payload = encode_envelope(message, action)
+            payload = encode_envelope(message, action, **({"Late": True} if late else {}))
         values = self._values(session)
         values["action"] = encode_level(action[:MAX_VALUE]) if action else UNKNOWN_ACTION
         values["type"] = str(message.kind)

@@ -34,14 +34,30 @@ _KINDS = {
     OCPP21: frozenset({_CALL, _CALLRESULT, _CALLERROR, _CALLRESULTERROR, _SEND}),
 }
 
-# The error codes that the gateway answers with, by version: None where no answer may be sent.
-#   unreadable  not JSON, not an array, or no id: 1.6 has no id to answer with; 2.x Part 4, 4.2.3
-#   malformed   a CALL with a readable id that is not built like one: 1.6, 4.2.3; 2.x Part 4, 4.3
-#   unknown     a message type that the version lacks: 1.6, 4.1.3 and 2.1, 4.4 say ignore; 2.0.1, 4.4 says answer
+# The error codes that the gateway answers with, by fault and version: None where no answer may be sent.
+#   unreadable      not JSON, not an array, or no id: 1.6 has no id to answer with; 2.x Part 4, 4.2.3
+#   malformed       a CALL with a readable id that is not built like one: 1.6, 4.2.3; 2.x Part 4, 4.3
+#   unknown         a message type that the version lacks: 1.6, 4.1.3 and 2.1, 4.4 say ignore; 2.0.1, 4.4 says answer
+#   unknown_action  1.6, 4.2.3 and 2.x Part 4, 4.3: the action is not known to the receiver
+#   format ...      a payload against its schema: 1.6, 4.2.3; 2.x Part 4, 4.3. The spelling of 1.6 is that of its
+#                   specification (errata 5.1 and 5.2: it will not be mended)
 _FAULT_CODES: dict[str, dict[str, str | None]] = {
-    "unreadable": {OCPP16: None, OCPP201: "RpcFrameworkError", OCPP21: "RpcFrameworkError"},
-    "malformed": {OCPP16: "FormationViolation", OCPP201: "RpcFrameworkError", OCPP21: "RpcFrameworkError"},
-    "unknown": {OCPP16: None, OCPP201: "MessageTypeNotSupported", OCPP21: None},
+    fault: {OCPP16: code_16, OCPP201: code_201, OCPP21: code_21}
+    for fault, code_16, code_201, code_21 in (
+        ("unreadable", None, "RpcFrameworkError", "RpcFrameworkError"),
+        ("malformed", "FormationViolation", "RpcFrameworkError", "RpcFrameworkError"),
+        ("unknown", None, "MessageTypeNotSupported", None),
+        ("unknown_action", "NotImplemented", "NotImplemented", "NotImplemented"),
+        ("format", "FormationViolation", "FormatViolation", "FormatViolation"),
+        (
+            "occurrence",
+            "OccurenceConstraintViolation",
+            "OccurrenceConstraintViolation",
+            "OccurrenceConstraintViolation",
+        ),
+        ("type", "TypeConstraintViolation", "TypeConstraintViolation", "TypeConstraintViolation"),
+        ("property", "PropertyConstraintViolation", "PropertyConstraintViolation", "PropertyConstraintViolation"),
+    )
 }
 
 
@@ -132,6 +148,12 @@ def decode_envelope(data: bytes, version: str) -> Message:
     except ValueError:
         raise _fault("unreadable", version, "not JSON") from None
     return _message(_array(envelope) if type(envelope) is dict else envelope, version)
+
+
+def payload_fault(message: Message, violation: str, detail: str, version: str) -> ProtocolFault:
+    """Make the fault of a message whose payload is against its schema. violation: a key of the table of codes."""
+    action = message.action if isinstance(message, (Call, Send)) else None
+    return _fault(violation if isinstance(message, Call) else None, version, detail, message.unique_id, action)
 
 
 def encode_frame(message: Message) -> bytes:

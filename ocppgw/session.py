@@ -1,21 +1,24 @@
 """The rules by which one charge point and the services behind MQTT take turns. No I/O.
 
-A Session lives as long as one connection. Upstream it checks a frame and hands it on. Downstream it keeps the CALLs:
-one at a time is written to the charge point (OCPP-J 1.6 and Part 4, 4.1.1), the others wait in a bounded queue, and
-each has exactly one end: the answer is published, or a delivery failure is. Everything else is written at once or
-fails at once. Both directions are independent: crossing CALLs are legal. Answers are matched by unique id only.
+A Session lives as long as one connection. Upstream it checks a frame and hands it on. Downstream a CALL takes its turn
+(``calls``); everything else is written at once or fails at once. Both directions are independent: crossing CALLs are
+legal (OCPP-J 1.6, 4.1.1; Part 4 of 2.x, 4.1.1). Answers are matched by unique id only.
+
+Payloads are checked against the schemas where the operator wants it: what comes up is refused with the error code of
+the version, what comes down with a delivery failure; or, with ``on_violation = "warn"``, reported and passed on.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from ocppgw.asked import Asked
+from ocppgw.calls import Calls
 from ocppgw.interfaces import Delivery, ICentralSystem, IChargePoint
 from ocppgw.messages import (
     Call,
@@ -27,11 +30,29 @@ from ocppgw.messages import (
     decode_envelope,
     decode_frame,
     encode_frame,
+    payload_fault,
 )
-from ocppgw.settings import Downstream
+from ocppgw.schemas import Schemas
+from ocppgw.settings import Downstream, Upstream
 
 FAULT_LOG_INTERVAL = 60.0
 """Seconds between two log lines about bad frames of one charge point; all of them are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What holds for one charge point.
+
+    message_size: bytes of the largest frame that may be written. schemas_up, schemas_down: for the payloads of each
+    direction, None where they are not looked at. reject: refuse what is against its schema, do not just report it.
+    """
+
+    upstream: Upstream
+    downstream: Downstream
+    message_size: int
+    schemas_up: Schemas | None = None
+    schemas_down: Schemas | None = None
+    reject: bool = True
 
 
 class Owner(Protocol):
@@ -40,8 +61,13 @@ class Owner(Protocol):
     def session_opened(self, session: Session) -> None:
         """Frames may flow in both directions from now on."""
 
-    def publish(self, session: Session, message: Message, action: str | None, frame: bytes | None) -> None:
-        """Publish a message. action: of the CALL that it answers; frame: as it came, None for one of our own."""
+    def publish(
+        self, session: Session, message: Message, action: str | None, frame: bytes | None, late: bool = False
+    ) -> None:
+        """Publish a message. action: of the CALL that it answers; frame: as it came, None for one of our own.
+
+        late: the CALL that it answers has had its end already.
+        """
 
     def publish_refused(self, session: Session, frame: bytes, fault: ProtocolFault) -> None:
         """Let services know of a frame that was refused."""
@@ -50,30 +76,17 @@ class Owner(Protocol):
         """Add one to a counter."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Written:
-    call: Call
-    timeout: IDelayedCall
-
-
 @implementer(ICentralSystem)
 class Session:
     """One charge point's connection as the gateway sees it; cred's avatar.
 
-    cid: the identity. level: the same, topic-safe. message_size: bytes of the largest frame that may be written.
+    cid: the identity. level: the same, topic-safe.
     """
 
     log = Logger()
 
     def __init__(
-        self,
-        cid: str,
-        level: str,
-        charge_point: IChargePoint,
-        owner: Owner,
-        clock: IReactorTime,
-        settings: Downstream,
-        message_size: int,
+        self, cid: str, level: str, charge_point: IChargePoint, owner: Owner, clock: IReactorTime, rules: Rules
     ) -> None:
         self.cid = cid
         self.level = level
@@ -81,10 +94,9 @@ class Session:
         self.version = charge_point.version
         self._owner = owner
         self._clock = clock
-        self._settings = settings
-        self._message_size = message_size
-        self._written: dict[str, _Written] = {}
-        self._waiting: deque[Call] = deque()
+        self._rules = rules
+        self._calls = Calls(clock, rules.downstream, self._write, self._call_failed)
+        self._asked = Asked(clock, rules.upstream.awaiting_timeout, self._answer_overdue)
         self._end: str | None = None
         self._fault_logged = -FAULT_LOG_INTERVAL
         self._faults = 0
@@ -98,20 +110,40 @@ class Session:
         try:
             message = decode_frame(frame, self.version)
         except ProtocolFault as fault:
-            self._frame_refused(frame, fault)
+            self._frame_refused(frame, fault, "invalid_frame")
             return
         if isinstance(message, (Call, Send)):
-            self._owner.publish(self, message, None, frame)
-            return
+            self._request_received(message, frame)
+        else:
+            self._answer_received(message, frame)
+
+    def _request_received(self, message: Call | Send, frame: bytes) -> None:
+        fault = self._violation(self._rules.schemas_up, message, message.action)
+        if fault is not None:
+            self._frame_refused(frame, fault, "invalid_payload")
+            if self._rules.reject:
+                return
+        if isinstance(message, Call) and self._end is None:
+            self._asked.add(message.unique_id, message.action)
+        self._owner.publish(self, message, None, frame)
+
+    def _answer_received(self, message: Message, frame: bytes) -> None:
         answered = None
         if isinstance(message, (CallResult, CallError)):
-            answered = self._written.pop(message.unique_id, None)
+            answered = self._calls.answered(message.unique_id)
             if answered is None:
                 self._owner.count("unmatched_answer")
-            else:
-                answered.timeout.cancel()
-        self._owner.publish(self, message, answered.call.action if answered is not None else None, frame)
-        self._write_next()
+            elif answered.late:
+                self._owner.count("late_answer")
+        action = None if answered is None else answered.action
+        fault = self._violation(self._rules.schemas_up, message, action)
+        if fault is not None:
+            self._frame_refused(frame, fault, "invalid_payload")
+        if fault is None or not self._rules.reject:
+            self._owner.publish(self, message, action, frame, late=answered is not None and answered.late)
+        elif answered is not None and not answered.late:
+            self._fail(message.unique_id, action, "invalid", f"the answer is against its schema: {fault.reason}")
+        self._calls.proceed()
 
     def message_received(self, delivery: Delivery) -> None:
         """Take one message that a service published for this charge point."""
@@ -129,66 +161,58 @@ class Session:
             else:
                 self._fail(fault.unique_id, fault.action, "invalid", fault.reason)
             return
+        asked = self._asked.action_of(message.unique_id)
+        action = message.action if isinstance(message, (Call, Send)) else asked
+        violation = self._violation(self._rules.schemas_down, message, action)
+        if violation is not None:
+            self._owner.count("invalid_payload_downstream")
+            if self._rules.reject:
+                self._fail(message.unique_id, action, "invalid", violation.reason)
+                return
         if isinstance(message, Call):
-            self._call(message)
-        else:
-            action = message.action if isinstance(message, Send) else None
-            failure = self._write(message)
-            if failure is not None:
-                self._fail(message.unique_id, action, *failure)
+            if self._end is not None:
+                self._fail(message.unique_id, action, self._end, "the connection has ended")
+                return
+            self._calls.add(message, delivery.properties.expiry if delivery.properties is not None else None)
+            return
+        failure = self._write(message)
+        if failure is not None:
+            self._fail(message.unique_id, action, *failure)
+        elif asked is not None:
+            self._asked.answered(message.unique_id)
 
     def closed(self, reason: str) -> None:
         """End every CALL that has no answer yet. reason: "disconnected", "replaced" or "shutting_down"."""
-        if self._end is not None:
-            return
-        self._end = reason
-        written, waiting = list(self._written.values()), list(self._waiting)
-        self._written.clear()
-        self._waiting.clear()
-        for entry in written:
-            entry.timeout.cancel()
-            self._fail(entry.call.unique_id, entry.call.action, reason, "the connection ended before the answer")
-        for call in waiting:
-            self._fail(call.unique_id, call.action, reason, "the connection ended before it was sent")
+        if self._end is None:
+            self._end = reason
+            self._asked.end()
+            self._calls.end(reason)
 
-    def _call(self, call: Call) -> None:
-        if self._end is not None:
-            self._fail(call.unique_id, call.action, self._end, "the connection has ended")
-        elif not self._waiting and self._may_write(call):
-            self._write_call(call)
-        elif len(self._waiting) >= self._settings.max_mqueue_len:
-            self._fail(call.unique_id, call.action, "queue_full", f"{len(self._waiting)} CALLs are waiting")
-        else:
-            self._waiting.append(call)
+    def _violation(self, schemas: Schemas | None, message: Message, action: str | None) -> ProtocolFault | None:
+        """Check a payload. action: also of the CALL that a CALLRESULT answers; without it there is nothing to check."""
+        if schemas is None or action is None or not isinstance(message, (Call, Send, CallResult)):
+            return None
+        violation = schemas.check(self.version, action, isinstance(message, CallResult), message.payload)
+        return None if violation is None else payload_fault(message, violation.kind, violation.detail, self.version)
 
-    def _may_write(self, call: Call) -> bool:
-        """One CALL at a time; without strict mode as many as may wait, but no id twice."""
-        if self._settings.strict_mode:
-            return not self._written
-        return call.unique_id not in self._written and len(self._written) < self._settings.max_mqueue_len
+    def _call_failed(self, call: Call, reason: str, description: str) -> None:
+        self._fail(call.unique_id, call.action, reason, description)
 
-    def _write_next(self) -> None:
-        while self._waiting and self._may_write(self._waiting[0]):
-            self._write_call(self._waiting.popleft())
-
-    def _write_call(self, call: Call) -> None:
-        failure = self._write(call)
-        if failure is not None:
-            self._fail(call.unique_id, call.action, *failure)
-            return
-        timeout = self._clock.callLater(self._settings.call_timeout, self._timed_out, call.unique_id)
-        self._written[call.unique_id] = _Written(call, timeout)
-
-    def _timed_out(self, unique_id: str) -> None:
-        call = self._written.pop(unique_id).call
-        self._fail(call.unique_id, call.action, "timeout", f"no answer in {self._settings.call_timeout:g} s")
-        self._write_next()
+    def _answer_overdue(self, action: str) -> None:
+        self._owner.count("overdue_answer")
+        if self._rules.upstream.log_overdue:
+            self.log.warn(
+                "no service has answered the {action} of charge point {cid} within {seconds:g} s",
+                action=action,
+                cid=self.level,
+                seconds=self._rules.upstream.awaiting_timeout,
+            )
 
     def _write(self, message: Message) -> tuple[str, str] | None:
         """Write a frame; what is wrong when that cannot be done, as reason and description."""
         frame = encode_frame(message)
-        if len(frame) > self._message_size:
-            return "too_large", f"{len(frame)} bytes, {self._message_size} are allowed"
+        if len(frame) > self._rules.message_size:
+            return "too_large", f"{len(frame)} bytes, {self._rules.message_size} are allowed"
         if self._end is not None or not self.charge_point.send(frame):
             return self._end or "disconnected", "the connection has ended"
         return None
@@ -198,8 +222,9 @@ class Session:
         notice = CallError(unique_id, "GenericError", description, {"origin": "gateway", "reason": reason})
         self._owner.publish(self, notice, action, None)
 
-    def _frame_refused(self, frame: bytes, fault: ProtocolFault) -> None:
-        self._owner.count("invalid_frame")
+    def _frame_refused(self, frame: bytes, fault: ProtocolFault, event: str) -> None:
+        """Count, log, report and, where the specification and the operator let us, answer a bad frame."""
+        self._owner.count(event)
         self._faults += 1
         if self._clock.seconds() - self._fault_logged >= FAULT_LOG_INTERVAL:
             self._fault_logged = self._clock.seconds()
@@ -209,7 +234,7 @@ class Session:
                 faults=self._faults,
                 reason=fault.reason,
             )
-        if fault.answer is not None:
+        if fault.answer is not None and (self._rules.reject or event == "invalid_frame"):
             # It repeats the id as it came: beyond the size of a frame there is no answer.
             self._write(fault.answer)
         self._owner.publish_refused(self, frame, fault)

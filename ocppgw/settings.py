@@ -168,6 +168,10 @@ class Upstream:
     error_topic: str = setting("ocpp/cp/Error/${cid}", _text, "CALLERROR, CALLRESULTERROR, delivery failures")
     invalid_topic: str = setting("ocpp/gateway/${node}/invalid", _text, "frames that the gateway refused; empty: none")
     qos: int = setting(1, _integer(0, 1), "quality of service")
+    awaiting_timeout: float = setting(
+        30.0, _seconds(1, 86400), "seconds that a service's answer may take until it counts"
+    )
+    log_overdue: bool = setting(False, _truth, "log each answer of a service that is overdue")
     max_queue: int = setting(10000, _integer(100, 10_000_000), "messages that wait for the broker until reading pauses")
     max_queue_bytes: int = setting(67108864, _integer(65536, 1 << 40), "bytes of them")
 
@@ -181,6 +185,11 @@ class Downstream:
     strict_mode: bool = setting(True, _truth, "one CALL at a time (OCPP-J 4.1.1)")
     call_timeout: float = setting(30.0, _seconds(1, 86400), "seconds that an answer may take")
     max_mqueue_len: int = setting(100, _integer(1, 100_000), "CALLs that wait for one charge point")
+    retries: int = setting(0, _integer(0, 10), "how often an unanswered CALL is written again, with the same id")
+    retry_interval: float = setting(30.0, _seconds(1, 86400), "seconds until it is written again")
+    late_window: float = setting(
+        600.0, _seconds(0, 86400), "seconds after its timeout that an answer is marked as late"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +223,13 @@ class Settings:
     node: str = setting("", _name, "name of this gateway process; host name and first port when empty")
     mountpoint: str = setting("", _text, "prefix of every topic")
     payload_format: str = setting("object", _choice("object", "array"), "EMQX's object form or OCPP-J's array")
+    message_format_checking: str = setting(
+        "disable", _choice("all", "upstream_only", "dnstream_only", "disable"), "payloads against their JSON schemas"
+    )
+    on_violation: str = setting(
+        "reject", _choice("reject", "warn"), "refuse what is against its schema, or count, report and pass it on"
+    )
+    json_schema_dir: str | None = setting(None, _text, "folder of JSON schemas, in the place of those of OCPP")
     drain_seconds: float = setting(10.0, _seconds(0, 3600), "seconds that a stop may take at most")
     listeners: tuple[Listener, ...] = (Listener(),)
     mqtt: Mqtt = Mqtt()

@@ -6,6 +6,7 @@ Everything that can be wrong is found before the first service starts, and said 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from twisted.application import strports
@@ -26,6 +27,7 @@ from ocppgw.embedded import EmbeddedBroker, EmbeddedBrokerError, check_port
 from ocppgw.endpoints import Address, EndpointError, address_of, check_free, with_backlog
 from ocppgw.gateway import Gateway
 from ocppgw.mqttclient import tls_context, words
+from ocppgw.schemas import SchemaError, Schemas
 from ocppgw.settings import BrokerAddress, Settings, SettingsError, parse_broker
 from ocppgw.websocket import ChargePointFactory
 
@@ -97,7 +99,7 @@ def makeService(options: Options) -> IService:
         options.check_listeners()
         settings = load(options["config"], options.overrides())
         return compose(settings, reactor)
-    except (SettingsError, EndpointError, EmbeddedBrokerError, PasswordFileError) as error:
+    except (SettingsError, EndpointError, EmbeddedBrokerError, PasswordFileError, SchemaError) as error:
         raise SystemExit(f"ocppgw: {error}") from None
 
 
@@ -118,7 +120,7 @@ def compose(settings: Settings, reactor: Any) -> IService:
     name = _broker_name(broker_address)
     client_id = settings.mqtt.client_id or f"ocppgw-{settings.node}"
     broker = Broker(settings.mqtt, broker_address, name, client_id, settings.upstream, settings.drain_seconds, reactor)
-    gateway = broker.client = Gateway(settings, broker, reactor)
+    gateway = broker.client = Gateway(settings, broker, reactor, _schemas(settings))
     portal = Portal(gateway, [Chain(checkers)])
     if broker_address.transport == "embedded":
         first: IService = EmbeddedBroker(reactor, broker_address.port, settings.limits.message_size, broker)
@@ -129,6 +131,12 @@ def compose(settings: Settings, reactor: Any) -> IService:
         factory = ChargePointFactory(portal, gateway, listener, settings.limits, reactor)
         services.append(strports.service(with_backlog(listener.endpoint), factory, reactor))
     return OrderedServices(services, settings.drain_seconds + 10.0, reactor)
+
+
+def _schemas(settings: Settings) -> Schemas | None:
+    if settings.message_format_checking == "disable":
+        return None
+    return Schemas.load(None if settings.json_schema_dir is None else Path(settings.json_schema_dir))
 
 
 def _checked_address(endpoint: str) -> Address:

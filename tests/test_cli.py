@@ -76,12 +76,12 @@ def test_check_says_that_settings_are_good(tmp_path, capsys):
 
 def test_check_names_keys_of_emqx_that_are_not_used(tmp_path, capsys):
     file = tmp_path / "emqx_ocpp.conf"
-    file.write_text("ocpp.upstream.awaiting_timeout = 30s\n", encoding="utf-8")
+    file.write_text("ocpp.json_schema_id_prefix = urn:OCPP\n", encoding="utf-8")
     assert main(["check", str(file)]) == 0
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.splitlines() == [
-        f"{file}: not used here: ocpp.upstream.awaiting_timeout",
+        f"{file}: not used here: ocpp.json_schema_id_prefix",
         f"{file}: the settings are good",
     ]
 

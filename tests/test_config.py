@@ -220,8 +220,8 @@ def test_endpoints_with_tls(endpoint, tls):
 # What is said about a file that cannot be used: key, value, what is allowed
 
 KNOWN_AT_THE_TOP = (
-    "unknown key; known are auth, dnstream, drain_seconds, limits, listener, mountpoint, mqtt, node, payload_format, "
-    "upstream"
+    "unknown key; known are auth, dnstream, drain_seconds, json_schema_dir, limits, listener, message_format_checking, "
+    "mountpoint, mqtt, node, on_violation, payload_format, upstream"
 )
 
 

@@ -28,6 +28,7 @@ ocpp.dnstream.max_mqueue_len = 10
 ocpp.upstream.awaiting_timeout = 30s
 ocpp.upstream.awaiting_timeout = 31s
 listener.ocpp.tcp.external = 33033
+listener.ocpp.tcp.external = 33034
 """
 
 
@@ -42,10 +43,11 @@ def test_the_file_of_the_manual():
             },
             "reply_topic": "ocpp/cp/Reply/${cid}",
             "error_topic": "ocpp/cp/Error/${cid}",
+            "awaiting_timeout": "31s",
         },
         "dnstream": {"topic": "ocpp/${cid}/+/+", "strict_mode": False, "max_mqueue_len": 10},
     }
-    assert notices == ("emqx_ocpp.conf: not used here: ocpp.upstream.awaiting_timeout, listener.ocpp.tcp.external",)
+    assert notices == ("emqx_ocpp.conf: not used here: listener.ocpp.tcp.external",)
 
 
 def test_settings_come_of_it(tmp_path):
@@ -57,9 +59,7 @@ def test_settings_come_of_it(tmp_path):
     assert settings.topics.reserved == {"Reply", "Error", "Status", "cp", "gateway"}
     assert settings.dnstream.strict_mode is False
     assert settings.dnstream.max_mqueue_len == 10
-    assert [notice.split(": ", 1)[1] for notice in settings.notices] == [
-        "not used here: ocpp.upstream.awaiting_timeout, listener.ocpp.tcp.external"
-    ]
+    assert [notice.split(": ", 1)[1] for notice in settings.notices] == ["not used here: listener.ocpp.tcp.external"]
 
 
 def test_a_file_whose_keys_are_all_used_has_no_notice():

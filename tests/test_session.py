@@ -15,10 +15,11 @@ from twisted.logger import capturedLogs
 from zope.interface.verify import verifyObject
 
 from ocppgw import exactjson
-from ocppgw.interfaces import ICentralSystem
-from ocppgw.messages import CallError, CallResult, Message, ProtocolFault
-from ocppgw.session import Session
-from ocppgw.settings import Downstream
+from ocppgw.interfaces import ICentralSystem, Properties
+from ocppgw.messages import Call, CallError, CallResult, Message, ProtocolFault
+from ocppgw.schemas import Schemas
+from ocppgw.session import Rules, Session
+from ocppgw.settings import Downstream, Upstream
 
 TIMEOUT = 30.0
 MESSAGE_SIZE = 4096
@@ -31,15 +32,20 @@ class Owner:
         self.opened: list[Session] = []
         self.published: list[tuple[Message, str | None]] = []
         self.frames: list[bytes | None] = []
+        self.late: list[str] = []
         self.refused: list[tuple[bytes, ProtocolFault]] = []
         self.counters: Counter[str] = Counter()
 
     def session_opened(self, session: Session) -> None:
         self.opened.append(session)
 
-    def publish(self, session: Session, message: Message, action: str | None, frame: bytes | None) -> None:
+    def publish(
+        self, session: Session, message: Message, action: str | None, frame: bytes | None, late: bool = False
+    ) -> None:
         self.published.append((message, action))
         self.frames.append(frame)
+        if late:
+            self.late.append(message.unique_id)
 
     def publish_refused(self, session: Session, frame: bytes, fault: ProtocolFault) -> None:
         self.refused.append((frame, fault))
@@ -60,12 +66,15 @@ class Owner:
 class Stage:
     """A session with everything around it in the test's hands."""
 
-    def __init__(self, version: str = "ocpp1.6", **downstream: Any) -> None:
+    def __init__(
+        self, version: str = "ocpp1.6", rules: dict[str, Any] | None = None, upstream: Any = None, **downstream: Any
+    ) -> None:
         self.clock = Clock()
         self.charge_point = FakeChargePoint(version)
         self.owner = Owner()
         settings = Downstream(**{"call_timeout": TIMEOUT, **downstream})
-        self.session = Session("CP1", "CP1", self.charge_point, self.owner, self.clock, settings, MESSAGE_SIZE)
+        every = Rules(Upstream(**(upstream or {})), settings, MESSAGE_SIZE, **(rules or {}))
+        self.session = Session("CP1", "CP1", self.charge_point, self.owner, self.clock, every)
 
     def command(self, unique_id: str, action: str = "Reset", payload: Any = None) -> None:
         self.session.message_received(delivery([2, unique_id, action, payload or {}]))
@@ -176,13 +185,33 @@ class TestOneCallAtATime:
         assert (answer.unique_id, action) == ("never-sent", None)
         assert stage.owner.counters["unmatched_answer"] == 1
 
-    def test_a_late_answer_is_an_answer_to_no_call(self) -> None:
-        stage = Stage()
+    def test_a_late_answer_is_published_and_marked_as_late(self) -> None:
+        stage = Stage(late_window=600)
         stage.command("c-1")
         stage.clock.advance(TIMEOUT)
         stage.send(3, "c-1", {})
         assert stage.owner.failures == [("c-1", "timeout")]
+        assert stage.owner.published[-1] == (CallResult("c-1", {}), "Reset")
+        assert stage.owner.late == ["c-1"]
+        assert stage.owner.counters["late_answer"] == 1
+
+    def test_a_second_late_answer_matches_no_call(self) -> None:
+        stage = Stage()
+        stage.command("c-1")
+        stage.clock.advance(TIMEOUT)
+        stage.send(3, "c-1", {})
+        stage.send(3, "c-1", {})
+        assert stage.owner.late == ["c-1"]
         assert stage.owner.counters["unmatched_answer"] == 1
+
+    def test_after_the_late_window_nobody_remembers_the_call(self) -> None:
+        stage = Stage(late_window=600)
+        stage.command("c-1")
+        stage.clock.advance(TIMEOUT)
+        stage.clock.advance(600)
+        stage.send(3, "c-1", {})
+        assert stage.owner.published[-1] == (CallResult("c-1", {}), None)
+        assert stage.owner.late == []
 
     def test_the_same_id_twice_is_two_calls(self) -> None:
         stage = Stage()
@@ -530,12 +559,13 @@ class Conversation(RuleBasedStateMachine):
         self.stage.session.closed(reason)
 
     def ended(self) -> Counter[str]:
-        """Published answers that name their CALL, and delivery failures."""
-        return Counter(
+        """Published answers that name their CALL, and delivery failures; a late answer is no end, but extra."""
+        named = Counter(
             message.unique_id
             for message, action in self.stage.owner.published
             if action is not None and message.kind in (3, 4)
         )
+        return named - Counter(self.stage.owner.late)
 
     def outstanding(self) -> Counter[str]:
         """Written CALLs without an end; a failure before the write says so by its reason."""
@@ -588,3 +618,160 @@ TestConversation = Conversation.TestCase
 TestConversation.settings = LIMITS
 TestUnstrictConversation = UnstrictConversation.TestCase
 TestUnstrictConversation.settings = LIMITS
+
+
+class TestExpiry:
+    """MQTT 5, 3.3.2.3.3: a message that has waited longer than its publisher wanted is worth nothing."""
+
+    def command(self, stage: Stage, unique_id: str, expiry: int) -> None:
+        message = delivery([2, unique_id, "Reset", {}], properties=Properties(expiry=expiry))
+        stage.session.message_received(message)
+
+    def test_a_call_that_waits_too_long_fails(self) -> None:
+        stage = Stage()
+        stage.command("c-1")
+        self.command(stage, "c-2", 5)
+        stage.clock.advance(5)
+        assert stage.owner.failures == [("c-2", "expired")]
+        stage.send(3, "c-1", {})
+        assert stage.written == ["c-1"]
+
+    def test_once_written_only_the_call_timeout_counts(self) -> None:
+        stage = Stage()
+        self.command(stage, "c-1", 5)
+        stage.clock.advance(TIMEOUT - 1)
+        assert stage.owner.failures == []
+        stage.clock.advance(1)
+        assert stage.owner.failures == [("c-1", "timeout")]
+
+    def test_what_was_written_in_time_does_not_expire(self) -> None:
+        stage = Stage()
+        stage.command("c-1")
+        self.command(stage, "c-2", 5)
+        stage.send(3, "c-1", {})
+        stage.clock.advance(6)
+        assert stage.written == ["c-1", "c-2"]
+        assert stage.owner.failures == []
+
+
+class TestRetries:
+    def test_an_unanswered_call_is_written_again_with_the_same_id(self) -> None:
+        stage = Stage(retries=2, retry_interval=10)
+        stage.command("c-1")
+        stage.command("c-2")
+        stage.clock.advance(10)
+        stage.clock.advance(10)
+        assert stage.written == ["c-1", "c-1", "c-1"]
+        stage.clock.advance(TIMEOUT)
+        assert stage.owner.failures == [("c-1", "timeout")]
+        assert stage.written == ["c-1", "c-1", "c-1", "c-2"]
+
+    def test_an_answer_ends_the_retries(self) -> None:
+        stage = Stage(retries=2, retry_interval=10)
+        stage.command("c-1")
+        stage.clock.advance(10)
+        stage.send(3, "c-1", {})
+        stage.clock.advance(100)
+        assert stage.written == ["c-1", "c-1"]
+        assert stage.owner.failures == []
+
+    def test_a_retry_that_cannot_be_written_ends_the_call(self) -> None:
+        stage = Stage(retries=1, retry_interval=10)
+        stage.command("c-1")
+        stage.charge_point.takes = False
+        stage.clock.advance(10)
+        assert stage.owner.failures == [("c-1", "disconnected")]
+
+
+class TestServicesThatAreLate:
+    def test_an_overdue_answer_is_counted_and_never_invented(self) -> None:
+        stage = Stage(upstream={"awaiting_timeout": 20.0, "log_overdue": True})
+        stage.send(2, "1", "Heartbeat", {})
+        stage.clock.advance(10)
+        stage.send(2, "2", "Authorize", {"idTag": "a"})
+        with capturedLogs() as events:
+            stage.clock.advance(10)
+            assert stage.owner.counters["overdue_answer"] == 1
+            stage.clock.advance(10)
+        assert stage.owner.counters["overdue_answer"] == 2
+        assert [event["action"] for event in events] == ["Heartbeat", "Authorize"]
+        assert stage.charge_point.frames == []
+
+    def test_an_answer_in_time_counts_nothing(self) -> None:
+        stage = Stage(upstream={"awaiting_timeout": 20.0})
+        stage.send(2, "1", "Heartbeat", {})
+        stage.session.message_received(delivery([3, "1", {}]))
+        stage.clock.advance(100)
+        assert stage.owner.counters["overdue_answer"] == 0
+
+    def test_the_end_of_the_connection_forgets_what_was_asked(self) -> None:
+        stage = Stage()
+        stage.send(2, "1", "Heartbeat", {})
+        stage.session.closed("disconnected")
+        assert stage.clock.getDelayedCalls() == []
+
+
+SCHEMAS = Schemas.load()
+BOOT = {"chargePointVendor": "v", "chargePointModel": "m"}
+
+
+class TestChecking:
+    def stage(self, version: str = "ocpp1.6", reject: bool = True) -> Stage:
+        return Stage(version, rules={"schemas_up": SCHEMAS, "schemas_down": SCHEMAS, "reject": reject})
+
+    def test_a_good_payload_passes(self) -> None:
+        stage = self.stage()
+        stage.send(2, "1", "BootNotification", BOOT)
+        assert stage.owner.published == [(Call("1", "BootNotification", BOOT), None)]
+        assert stage.charge_point.frames == []
+
+    def test_a_bad_one_is_answered_reported_and_not_passed_on(self) -> None:
+        stage = self.stage()
+        stage.send(2, "1", "BootNotification", {"chargePointVendor": "v"})
+        reason = '"chargePointModel" is a required property'
+        assert stage.charge_point.frames == [[4, "1", "OccurenceConstraintViolation", reason, {}]]
+        assert [fault.reason for _, fault in stage.owner.refused] == [reason]
+        assert stage.owner.published == []
+        assert stage.owner.counters["invalid_payload"] == 1
+
+    def test_with_warn_it_is_reported_and_passed_on(self) -> None:
+        stage = self.stage(reject=False)
+        stage.send(2, "1", "BootNotification", {"chargePointVendor": "v"})
+        assert stage.charge_point.frames == []
+        assert len(stage.owner.refused) == 1
+        assert len(stage.owner.published) == 1
+
+    def test_a_bad_answer_of_the_charge_point_ends_the_call_as_invalid(self) -> None:
+        # A CALLRESULT is never answered, but its CALL must have an end.
+        stage = self.stage()
+        stage.command("c-1", "Reset", {"type": "Soft"})
+        stage.send(3, "c-1", {"status": "Perhaps"})
+        assert stage.owner.failures == [("c-1", "invalid")]
+        assert [frame[0] for frame in stage.charge_point.frames] == [2]
+
+    def test_an_answer_that_matches_no_call_cannot_be_checked(self) -> None:
+        stage = self.stage()
+        stage.send(3, "c-9", {"status": "Perhaps"})
+        assert stage.owner.published == [(CallResult("c-9", {"status": "Perhaps"}), None)]
+
+    def test_a_bad_command_fails_as_invalid(self) -> None:
+        stage = self.stage()
+        stage.command("c-1", "Reset", {"type": "Maybe"})
+        assert stage.owner.failures == [("c-1", "invalid")]
+        assert stage.charge_point.frames == []
+
+    def test_a_services_answer_is_checked_against_what_was_asked(self) -> None:
+        stage = self.stage()
+        stage.send(2, "1", "Heartbeat", {})
+        stage.session.message_received(delivery([3, "1", {"currentTime": 5}]))
+        assert stage.owner.failures == [("1", "invalid")]
+        stage.session.message_received(delivery([3, "1", {"currentTime": "2026-11-22T10:00:00Z"}]))
+        assert stage.charge_point.frames == [[3, "1", {"currentTime": "2026-11-22T10:00:00Z"}]]
+
+    def test_a_bad_send_is_never_answered(self) -> None:
+        # OCPP-J 2.1, 4.2.4
+        stage = self.stage("ocpp2.1")
+        stage.send(6, "1", "NotifyPeriodicEventStream", {})
+        assert stage.charge_point.frames == []
+        assert stage.owner.published == []
+        assert len(stage.owner.refused) == 1
