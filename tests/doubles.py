@@ -402,6 +402,11 @@ class Conversation:
         body = name + (mid.to_bytes(2, "big") if mid else b"") + self._properties(properties) + payload
         self._write(PUBLISH << 4 | duplicate << 3 | bool(mid) << 1 | retain, body)
 
+    def deliver_at_once(self, topic: str, payloads: Sequence[bytes]) -> None:
+        """Send many with QoS 0 in one piece."""
+        name, properties = mqtt_text(topic), self._properties(b"")
+        self.send(b"".join(self._packet(PUBLISH << 4, name + properties + payload) for payload in payloads))
+
     def disconnect(self, reason: int) -> None:
         """Say why, as MQTT 5 allows, and close."""
         self._write(DISCONNECT << 4, bytes([reason, 0]))
@@ -417,13 +422,16 @@ class Conversation:
         return bytes([len(properties)]) + properties if self._version == 5 else b""
 
     def _write(self, first: int, body: bytes) -> None:
+        self.send(self._packet(first, body))
+
+    @staticmethod
+    def _packet(first: int, body: bytes) -> bytes:
         size, length = len(body), bytearray()
         while True:
             size, byte = size >> 7, size & 0x7F
             length.append(byte | (0x80 if size else 0))
             if not size:
-                break
-        self.send(bytes([first]) + length + body)
+                return bytes([first]) + length + body
 
     def _exactly(self, size: int) -> bytes:
         data = b""

@@ -32,7 +32,7 @@ from twisted.logger import capturedLogs
 
 from ocppgw.handover import Acknowledge, Handover, Subscribe, Unsubscribe
 from ocppgw.interfaces import Delivery, Properties, Publication
-from ocppgw.mqtt import FILTERS_PER_SUBSCRIBE, LAST_DELAY, MAX_UNTAKEN, PACKET_HEADER, Link
+from ocppgw.mqtt import FILTERS_PER_SUBSCRIBE, LAST_DELAY, MAX_UNTAKEN, PACKET_HEADER, READS, Link
 from ocppgw.mqttclient import PublishProperties
 from ocppgw.settings import BrokerAddress, Mqtt
 
@@ -305,6 +305,19 @@ class TestPublications:
             ]
             assert [packet.mid for packet in after[:3]] == [before[0].mid, before[2].mid, before[3].mid]
 
+    def test_a_packet_identifier_in_use_is_skipped(self, broker: ScriptedBroker, stage: Stage) -> None:
+        """MQTT 5, 2.2.1"""
+        with connected(broker) as conversation:
+            stage.publish(b"first")
+            first = conversation.expect(PUBLISH)
+            for number in range(65_535):
+                stage.queue.publish(Publication(UP, b"", qos=0 if number < 65_533 else 1))
+            stage.queue.wake()
+            for _ in range(65_533):
+                conversation.expect(PUBLISH)
+            others = [conversation.expect(PUBLISH) for _ in range(2)]
+            assert len({packet.mid for packet in (first, *others)}) == 3
+
     def test_a_queue_of_a_broker_that_turns_out_to_speak_3_1_1_is_kept(
         self, broker: ScriptedBroker, stage: Stage
     ) -> None:
@@ -477,9 +490,10 @@ class TestDeliveries:
             for number in range(count):
                 conversation.deliver("a/b", b"%d" % number)
             received = stage.events.deliveries(MAX_UNTAKEN)
-            stage.command(Subscribe("probe", 1))
-            conversation.suback(conversation.expect(SUBSCRIBE))
-            assert len(received) < count
+            for _ in range(READS):  # turns of the thread, enough of them to read the rest
+                stage.command(Subscribe("probe", 1))
+                conversation.expect(SUBSCRIBE)
+            assert stage.queue.unacknowledged < count
             stage.command(Acknowledge(tuple(received)))
             received += stage.events.deliveries(count - len(received))
             assert [it.payload for it in received] == [b"%d" % number for number in range(count)]
@@ -748,6 +762,14 @@ class TestTls:
         with Stage(tcp(broker.port, tls=True), **settings) as stage, connected(broker):
             assert stage.events.next() == ("connected", "5")
         assert names == ["broker.example"]
+
+    def test_what_is_decrypted_already_is_read(self, broker: ScriptedBroker, certificates: Certificates) -> None:
+        broker.context = server_context(certificates.server)
+        settings = {"ca_file": str(certificates.ca)}
+        payloads = [b"%d" % number for number in range(5 * READS)]
+        with Stage(tcp(broker.port, tls=True), **settings) as stage, connected(broker) as conversation:
+            conversation.deliver_at_once("a/b", payloads)  # one TLS record
+            assert [it.payload for it in stage.events.deliveries(len(payloads))] == payloads
 
     def test_alpn(self, broker: ScriptedBroker, certificates: Certificates) -> None:
         broker.context = server_context(certificates.server)
