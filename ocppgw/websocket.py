@@ -205,6 +205,21 @@ class ChargePointProtocol(WebSocketServerProtocol):
             _log.failure("while taking a frame from {remote}", remote=self.remote)
             self.close(INTERNAL_ERROR, "internal error")
 
+    def onPing(self, payload: bytes) -> None:
+        """Answer; pongs fill a buffer as frames do."""
+        if self._has_room(len(payload)):
+            super().onPing(payload)
+
+    def _has_room(self, size: int) -> bool:
+        """Count what a peer that does not read is sent; cut it off when that is too much."""
+        if self._unread is not None:
+            self._unread += size
+            if self._unread > self.factory.limits.outgoing_buffer:
+                self.wasNotCleanReason = "the charge point does not read"
+                self.dropConnection(abort=True)
+                return False
+        return True
+
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
         """Log out. Autobahn calls this also for connections that never opened."""
         if self.localCloseCode is not None and self.closedByMe:
@@ -242,12 +257,8 @@ class ChargePointProtocol(WebSocketServerProtocol):
         """Write a frame as one text message."""
         if self.state != self.STATE_OPEN:
             return False
-        if self._unread is not None:
-            self._unread += len(frame)
-            if self._unread > self.factory.limits.outgoing_buffer:
-                self.wasNotCleanReason = "the charge point does not read"
-                self.dropConnection(abort=True)
-                return False
+        if not self._has_room(len(frame)):
+            return False
         self.sendMessage(frame)  # type: ignore[no-untyped-call]
         return True
 

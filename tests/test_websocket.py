@@ -810,6 +810,14 @@ class TestBackpressure:
         assert peer.protocol.ended == "the charge point does not read"
         assert stage.realm.logouts == ["CP1"]
 
+    def test_a_peer_that_only_pings_is_cut_off_too(self) -> None:
+        peer = Stage(limits=Limits(outgoing_buffer=65_536)).connect()
+        peer.wire.producer.pauseProducing()
+        for _ in range(600):
+            peer.send(frame(PING, b"x" * 125))
+        assert peer.wire.disconnected
+        assert len(peer.wire.take()) < 70_000
+
     def test_a_slow_reader_stays(self) -> None:
         peer = Stage(limits=Limits(outgoing_buffer=65_536)).connect()
         for _ in range(10):
