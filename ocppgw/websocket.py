@@ -9,7 +9,7 @@ Where Autobahn's behaviour is overridden, the comment says which one (read in 26
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import txaio
@@ -193,6 +193,11 @@ class ChargePointProtocol(WebSocketServerProtocol):
         self._upgrade = None
         self.transport.registerProducer(self, True)
         self._session.opened()
+
+    def onMessageFrame(self, payload: Iterable[Any]) -> None:
+        """Collect what is in a frame. Autobahn would also collect empty ones, which no limit ends."""
+        if not self.failedByMe:
+            self.message_data += filter(None, payload)
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         """Hand a message on; JSON in a binary frame is JSON (reference: Q24)."""

@@ -643,6 +643,16 @@ class TestMessages:
         assert stage.realm.sessions["CP1"].frames == [b'[2,"1","Heartbeat",{}]']
         assert peer.frames() == [(PONG, b"x")]
 
+    def test_empty_fragments_take_no_room(self) -> None:
+        stage = Stage()
+        peer = stage.connect()
+        peer.send(frame(TEXT, b"[", fin=False))
+        for _ in range(1000):
+            peer.send(frame(0, b"", fin=False))
+        assert len(peer.protocol.message_data) < 10
+        peer.send(frame(0, b"]"))
+        assert stage.realm.sessions["CP1"].frames == [b"[]"]
+
     @pytest.mark.parametrize("payload", [b"\xff\xfe", b"", b"x" * 70_000], ids=["not UTF-8", "empty", "long"])
     def test_what_is_in_a_message_is_the_sessions_business(self, payload: bytes) -> None:
         stage = Stage()
