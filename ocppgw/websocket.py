@@ -72,7 +72,10 @@ class ChargePointProtocol(WebSocketServerProtocol):
         super().connectionMade()
         peer: Any = self.transport.getPeer()
         host = getattr(peer, "host", None)
-        self.remote = f"{host}:{peer.port}" if host is not None else "unix"
+        if host is None:
+            self.remote = "unix"
+        else:
+            self.remote = f"[{host}]:{peer.port}" if ":" in host else f"{host}:{peer.port}"
 
     def dataReceived(self, data: bytes) -> None:
         """Take bytes from the socket; each of them is a sign of life.

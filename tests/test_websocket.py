@@ -13,7 +13,7 @@ from doubles import FakeChecker, FakeRealm, Wire
 from twisted.cred.checkers import AllowAnonymousAccess
 from twisted.cred.error import UnauthorizedLogin
 from twisted.cred.portal import Portal
-from twisted.internet.address import UNIXAddress
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import ConnectionLost
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
@@ -184,12 +184,19 @@ class TestAcceptedHandshakes:
         assert session.charge_point is peer.protocol
         assert peer.protocol.remote == "192.168.1.1:54321"
 
-    def test_a_peer_on_a_unix_socket_has_no_address(self) -> None:
-        stage = Stage()
-        wire = Wire(peerAddress=UNIXAddress(""))
-        peer = Peer(stage.factory, wire)
+    @pytest.mark.parametrize(
+        ("address", "remote"),
+        [
+            (IPv4Address("TCP", "203.0.113.7", 50112), "203.0.113.7:50112"),
+            (IPv6Address("TCP", "2001:db8::7", 50112), "[2001:db8::7]:50112"),
+            (UNIXAddress(""), "unix"),
+        ],
+        ids=str,
+    )
+    def test_where_a_peer_comes_from(self, address: object, remote: str) -> None:
+        peer = Peer(Stage().factory, Wire(peerAddress=address))
         assert peer.ask().status == 101
-        assert peer.protocol.remote == "unix"
+        assert peer.protocol.remote == remote
 
     @pytest.mark.parametrize(
         ("target", "identity"),
