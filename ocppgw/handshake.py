@@ -76,7 +76,8 @@ class Refused(Exception):
 class Upgrade:
     """A request for a WebSocket.
 
-    offered: subprotocols in the client's order, without empty and repeated ones. authorization: the header's value.
+    offered: subprotocols in the client's order, without empty and repeated ones. authorization, extensions: the
+    headers' values.
     """
 
     identity: str
@@ -84,6 +85,7 @@ class Upgrade:
     authorization: str | None = field(repr=False)
     key: str
     websocket_version: str
+    extensions: str = ""
 
     def head(self) -> bytes:
         """The request as the WebSocket library wants it; the path no longer matters."""
@@ -97,6 +99,8 @@ class Upgrade:
         ]
         if self.offered:
             lines.append(f"Sec-WebSocket-Protocol: {', '.join(self.offered)}")
+        if self.extensions:
+            lines.append(f"Sec-WebSocket-Extensions: {self.extensions}")
         return "\r\n".join([*lines, "", ""]).encode("ascii")
 
     def password(self) -> bytes | None:
@@ -135,7 +139,10 @@ def parse_upgrade(head: bytes, path: str) -> Upgrade:
         raise Refused(BAD_REQUEST)
     tokens_offered = (token.strip() for token in headers.get("sec-websocket-protocol", "").split(","))
     offered = tuple(dict.fromkeys(token for token in tokens_offered if re.fullmatch(r"[!-+\--~]+", token)))
-    return Upgrade(identity, offered, headers.get("authorization"), key, websocket_version)
+    extensions = headers.get("sec-websocket-extensions", "")
+    if not re.fullmatch(r"[ -~]*", extensions):
+        extensions = ""
+    return Upgrade(identity, offered, headers.get("authorization"), key, websocket_version, extensions)
 
 
 def _headers(lines: list[str]) -> Mapping[str, str]:

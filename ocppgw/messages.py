@@ -3,6 +3,9 @@
 A frame is one JSON array (OCPP-J 1.6, 4.2; Part 4 of 2.0.1 and 2.1, 4.2); an envelope is the payload of an MQTT
 message, either that array or EMQX's object form. Both are read by the same rules. Pure: no I/O, no state.
 
+Between id and action, or id and payload, a message of 2.x may have an extension, an object; it is passed on as it is
+(Part 4 of 2.0.1 and 2.1, 7.1). What carries a signature is an action that ends with ``-Signed``, and is like any other.
+
 Kinds by version: 1.6 and 2.0.1 have CALL (2), CALLRESULT (3) and CALLERROR (4); 2.1 adds CALLRESULTERROR (5) and
 SEND (6). A kind that a version lacks is an unknown message type there.
 """
@@ -69,6 +72,7 @@ class Call:
     unique_id: str
     action: str
     payload: Any
+    extension: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,7 @@ class CallResult:
     kind: ClassVar[int] = _CALLRESULT
     unique_id: str
     payload: Any
+    extension: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +115,7 @@ class Send:
     unique_id: str
     action: str
     payload: Any
+    extension: Any = None
 
 
 Message: TypeAlias = Call | CallResult | CallError | CallResultError | Send
@@ -158,15 +164,16 @@ def payload_fault(message: Message, violation: str, detail: str, version: str) -
 
 def encode_frame(message: Message) -> bytes:
     """Write the array form, as it goes to a charge point."""
-    match message:
-        case Call(unique_id, action, payload) | Send(unique_id, action, payload):
-            return exactjson.dumps([message.kind, unique_id, action, payload])
-        case CallResult(unique_id, payload):
-            return exactjson.dumps([message.kind, unique_id, payload])
-        case _:
-            return exactjson.dumps(
-                [message.kind, message.unique_id, message.code, message.description, message.details]
-            )
+    frame: list[Any] = [message.kind, message.unique_id]
+    if isinstance(message, (CallError, CallResultError)):
+        frame += (message.code, message.description, message.details)
+        return exactjson.dumps(frame)
+    if message.extension is not None:
+        frame.append(message.extension)
+    if not isinstance(message, CallResult):
+        frame.append(message.action)
+    frame.append(message.payload)
+    return exactjson.dumps(frame)
 
 
 def encode_envelope(message: Message, action: str | None = None, **more: Any) -> bytes:
@@ -175,20 +182,18 @@ def encode_envelope(message: Message, action: str | None = None, **more: Any) ->
     action: that of the CALL which an answer answers, left out when it is not known. more: further members.
     """
     envelope: dict[str, Any] = {"MessageTypeId": message.kind, "UniqueId": message.unique_id}
-    match message:
-        case Call() | Send():
-            envelope["Action"] = message.action
-            envelope["Payload"] = message.payload
-        case CallResult():
-            if action is not None:
-                envelope["Action"] = action
-            envelope["Payload"] = message.payload
-        case _:
-            if action is not None:
-                envelope["Action"] = action
-            envelope["ErrorCode"] = message.code
-            envelope["ErrorDescription"] = message.description
-            envelope["ErrorDetails"] = message.details
+    if isinstance(message, (Call, Send)):
+        action = message.action
+    if action is not None:
+        envelope["Action"] = action
+    if isinstance(message, (CallError, CallResultError)):
+        envelope["ErrorCode"] = message.code
+        envelope["ErrorDescription"] = message.description
+        envelope["ErrorDetails"] = message.details
+    else:
+        envelope["Payload"] = message.payload
+        if message.extension is not None:
+            envelope["Extension"] = message.extension
     envelope.update(more)
     return exactjson.dumps(envelope)
 
@@ -201,22 +206,31 @@ def _message(frame: Any, version: str) -> Message:
     if type(kind) is not int or kind not in _KINDS[version]:
         fault = "unknown" if unique_id is not None else None
         raise _fault(fault, version, "unknown message type", unique_id)
+    extension = _taken_out_extension(frame, version)
     if kind in (_CALL, _SEND):
         # A bad SEND is never answered (2.1, 4.2.4).
-        return _request(frame, version, unique_id)
+        return _request(frame, version, unique_id, extension)
     if unique_id is None or len(unique_id) > MAX_UNIQUE_ID:
         raise ProtocolFault("no readable id" if unique_id is None else _LONG_ID, unique_id)
     if kind == _CALLRESULT:
         if len(frame) != 3:
             raise ProtocolFault("a CALLRESULT has 3 elements", unique_id)
-        return CallResult(unique_id, frame[2])
+        return CallResult(unique_id, frame[2], extension)
     return _error(frame, unique_id)
 
 
 _LONG_ID = f"unique id over {MAX_UNIQUE_ID} characters"
 
 
-def _request(frame: list[Any], version: str, unique_id: str | None) -> Call | Send:
+def _taken_out_extension(frame: list[Any], version: str) -> Any:
+    """Take the extension out of a frame of 2.x that has one element too many, and an object there."""
+    usual = {_CALL: 4, _SEND: 4, _CALLRESULT: 3}.get(frame[0])
+    if version == OCPP16 or usual is None or len(frame) != usual + 1 or type(frame[2]) is not dict:
+        return None
+    return frame.pop(2)
+
+
+def _request(frame: list[Any], version: str, unique_id: str | None, extension: Any) -> Call | Send:
     kind = frame[0]
     action = frame[2] if len(frame) > 2 and type(frame[2]) is str else None
     if unique_id is None:
@@ -230,7 +244,8 @@ def _request(frame: list[Any], version: str, unique_id: str | None) -> Call | Se
     elif len(unique_id) > MAX_UNIQUE_ID:
         reason = _LONG_ID
     else:
-        return Call(unique_id, action, frame[3]) if kind == _CALL else Send(unique_id, action, frame[3])
+        request = Call if kind == _CALL else Send
+        return request(unique_id, action, frame[3], extension)
     raise _fault("malformed" if kind == _CALL else None, version, reason, unique_id, action)
 
 
@@ -273,7 +288,10 @@ def _array(envelope: dict[str, Any]) -> list[Any]:
             unique_id if type(unique_id) is str else None,
             action if type(action) is str else None,
         )
-    return [kind, *(envelope.get(name) for name in members)]
+    array = [kind, *(envelope.get(name) for name in members)]
+    if type(envelope.get("Extension")) is dict:
+        array.insert(2, envelope["Extension"])
+    return array
 
 
 def _fault(

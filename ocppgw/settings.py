@@ -127,6 +127,7 @@ class Listener:
     subprotocol_mismatch: str = setting(
         "close", _choice("close", "reject"), "none served: accept and close with 1002 (OCPP-J 3.2), or answer 400"
     )
+    compression: str = setting("2.x", _choice("2.x", "all", "none"), "versions that may compress (RFC 7692)")
     tls: bool = False
 
 

@@ -9,11 +9,13 @@ Where Autobahn's behaviour is overridden, the comment says which one (read in 26
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import txaio
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
+from autobahn.websocket.compress import PerMessageDeflateOffer, PerMessageDeflateOfferAccept
 from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
 from twisted.cred.error import UnauthorizedLogin
 from twisted.cred.portal import Portal
@@ -29,7 +31,17 @@ from ocppgw.auth import BackendAway, ChargePointCredentials, UnknownIdentity
 from ocppgw.interfaces import IAdmission, ICentralSystem, IChargePoint
 from ocppgw.settings import Limits, Listener
 
-SERVED = ("ocpp1.6", "ocpp2.0.1", "ocpp2.1")
+SERVED = {
+    **{version: version for version in ("ocpp1.6", "ocpp2.0.1", "ocpp2.1")},
+    # What charge points write when they mean one of these (reference: Q2); they are answered in their own words.
+    "ocpp1.6j": "ocpp1.6",
+    "ocpp2.0.1.1": "ocpp2.0.1",
+}
+"""Versions by subprotocol."""
+COMPRESSED = {"2.x": ("ocpp2.0.1", "ocpp2.1"), "all": ("ocpp1.6", "ocpp2.0.1", "ocpp2.1"), "none": ()}
+"""Versions with compression, by the setting: 2.x has to have it (Part 4, 3.4), 1.6 may."""
+WINDOW_BITS, MEMORY_LEVEL = 11, 4
+"""Of zlib: 30 KB a connection; with its defaults it is 300 KB."""
 PROTOCOL_ERROR = 1002
 INTERNAL_ERROR = 1011
 CLOSE_TIMEOUT = 3
@@ -133,7 +145,7 @@ class ChargePointProtocol(WebSocketServerProtocol):
         password = upgrade.password()
         # Chosen before the login, told after it: nobody learns what is served before it is known who asks.
         served = next((version for version in upgrade.offered if version in SERVED), None)
-        self.version = served or (self._assumed_version() if not upgrade.offered else "")
+        self.version = SERVED[served] if served else (self._assumed_version() if not upgrade.offered else "")
         credentials = ChargePointCredentials(upgrade.identity.encode("utf-8"), password)
         try:
             _, session, logout = await self.factory.portal.login(credentials, self, ICentralSystem)
@@ -161,6 +173,24 @@ class ChargePointProtocol(WebSocketServerProtocol):
     def _assumed_version(self) -> str:
         assumed = self.factory.listener.no_subprotocol
         return "" if assumed == "reject" else assumed
+
+    def perMessageCompressionAccept(self, offers: Sequence[object]) -> PerMessageDeflateOfferAccept | None:
+        """Accept compression (RFC 7692) where this version has it; Autobahn calls this when the login is over."""
+        if self.version not in COMPRESSED[self.factory.listener.compression]:
+            return None
+        # Autobahn forgets the number that a client names; more must not be asked of it (RFC 7692, 7.1.2.2).
+        named = [int(bits) for bits in re.findall(r'client_max_window_bits\s*=\s*"?(\d+)', self._upgrade.extensions)]
+        bits = min([WINDOW_BITS, *named])
+        for offer in offers:
+            if isinstance(offer, PerMessageDeflateOffer):
+                return PerMessageDeflateOfferAccept(  # type: ignore[no-untyped-call]
+                    offer,
+                    request_max_window_bits=bits if offer.accept_max_window_bits and bits >= 9 else 0,
+                    window_bits=min(WINDOW_BITS, offer.request_max_window_bits or WINDOW_BITS),
+                    mem_level=MEMORY_LEVEL,
+                    max_message_size=self.factory.limits.message_size,
+                )
+        return None
 
     def failHandshake(self, reason: str, code: int = 400, responseHeaders: object = None) -> None:
         """Answer with a refusal. Autobahn would put its reason, with the peer's words, into the status line."""

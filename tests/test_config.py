@@ -239,7 +239,10 @@ KNOWN_AT_THE_TOP = (
         ("listener = [1]", "listener 1: must be a table"),
         ("[[listener]]\n[[listener]]\nendpoint = 1", "listener 2.endpoint = 1: must be a text"),
         ('[[listener]]\npath = "ocpp"', "listener 1: path = 'ocpp': must begin with /"),
-        ("[[listener]]\ntls = true", "listener 1.tls: unknown key; known are endpoint, no_subprotocol, path, "),
+        (
+            "[[listener]]\ntls = true",
+            "listener 1.tls: unknown key; known are compression, endpoint, no_subprotocol, path, ",
+        ),
         ('payload_format = "xml"', "payload_format = 'xml': must be one of object, array"),
         ("upstream.qos = 2", "upstream.qos = 2: must be a whole number from 0 to 1"),
         ('dnstream.call_timeout = "x"', "dnstream.call_timeout = 'x': must be seconds from 1 to 86400, or a duration"),

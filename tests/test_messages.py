@@ -271,7 +271,8 @@ def test_an_unknown_message_type_without_an_id_is_never_answered(frame, version)
 BAD_ANSWERS = [
     [3],
     [3, "1"],
-    [3, "1", {}, {}],
+    [3, "1", "x", {}],
+    [3, "1", {}, {}, {}],
     [3, 1, {}],
     [3, LONG_ID, {}],
     [4],
@@ -348,3 +349,43 @@ def test_an_envelope_that_is_neither_object_nor_array_has_no_id(payload):
     with pytest.raises(ProtocolFault) as caught:
         decode_envelope(payload, OCPP16)
     assert caught.value.unique_id is None
+
+
+class TestExtensions:
+    """Part 4 of 2.0.1 and 2.1, 7.1: an object between the id and what follows it."""
+
+    JWS = {"payload": "e30", "protected": "e30", "signature": "c2ln"}
+
+    @pytest.mark.parametrize("version", ["ocpp2.0.1", "ocpp2.1"])
+    @pytest.mark.parametrize(
+        "frame",
+        [
+            [2, "1", {"x": 1}, "BootNotification-Signed", JWS],
+            [3, "1", {"x": 1}, JWS],
+            [2, "1", {}, "Heartbeat", {}],
+        ],
+    )
+    def test_they_pass_in_both_forms(self, version: str, frame: list[Any]) -> None:
+        message = decode_frame(exactjson.dumps(frame), version)
+        assert exactjson.loads(encode_frame(message)) == frame
+        envelope = encode_envelope(message)
+        assert exactjson.loads(envelope)["Extension"] == frame[2]
+        assert decode_envelope(envelope, version) == message
+
+    def test_a_send_may_have_one(self) -> None:
+        frame = [6, "1", {"x": 1}, "NotifyPeriodicEventStream", {}]
+        assert exactjson.loads(encode_frame(decode_frame(exactjson.dumps(frame), "ocpp2.1"))) == frame
+
+    @pytest.mark.parametrize(
+        ("version", "frame"),
+        [
+            ("ocpp1.6", [2, "1", {"x": 1}, "Heartbeat", {}]),
+            ("ocpp1.6", [3, "1", {"x": 1}, {}]),
+            ("ocpp2.1", [2, "1", [], "Heartbeat", {}]),
+            ("ocpp2.1", [2, "1", "Heartbeat", {}, {}]),
+            ("ocpp2.1", [3, "1", "x", {}]),
+        ],
+    )
+    def test_other_elements_are_one_too_many(self, version: str, frame: list[Any]) -> None:
+        with pytest.raises(ProtocolFault, match="elements"):
+            decode_frame(exactjson.dumps(frame), version)
