@@ -155,11 +155,15 @@ class Broker(Service):
 
     def link_taken_over(self, delay: float) -> None:
         """Say so: two gateways with one name would throw each other out for ever."""
+        self.away_since = self._reactor.seconds()
+        reason = "another client uses our client id"
         self._say(
             "another client of broker {broker} uses the client id {client_id}: give each gateway its own --node; "
-            "waiting {reason} s",
-            f"{delay:g}",
+            "waiting {seconds:g} s",
+            reason,
+            seconds=delay,
         )
+        self.client.broker_lost(reason)
 
     def link_received(self, deliveries: list[Delivery]) -> None:
         """Hand them on."""
@@ -169,12 +173,12 @@ class Broker(Service):
         """Tell who subscribed; a renewal after a reconnection tells nobody."""
         for topic_filter, qos in results:
             waiting = self._subscribing.pop(topic_filter, None)
-            if waiting is None:
-                continue
-            if qos is None:
-                waiting.errback(SubscriptionRefused(topic_filter))
-            else:
+            if waiting is not None and qos is not None:
                 waiting.callback(qos)
+            elif waiting is not None:
+                waiting.errback(SubscriptionRefused(topic_filter))
+            elif qos is None:
+                self._say("broker {broker} no longer grants subscriptions (e.g. {topic})", "", topic=topic_filter)
 
     def link_refused(self, topic: str, reason: str) -> None:
         """Say so: a message is lost."""
@@ -194,7 +198,7 @@ class Broker(Service):
         if ended is not None and not ended.called:
             ended.callback(None)
 
-    def _say(self, text: str, reason: str, **fields: str) -> None:
+    def _say(self, text: str, reason: str, **fields: object) -> None:
         now = self._reactor.seconds()
         if now - self._said.get(text + reason, -LOG_INTERVAL) >= LOG_INTERVAL:
             self._said[text + reason] = now

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 import select
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -63,7 +64,7 @@ class LinkEvents(Protocol):
         """An attempt to connect has failed; the next one is under way."""
 
     def link_taken_over(self, delay: float) -> None:
-        """Another client uses our client id."""
+        """The connection is gone: another client uses our client id. The next attempt is made in delay seconds."""
 
     def link_received(self, deliveries: list[Delivery]) -> None:
         """Messages have come."""
@@ -168,12 +169,12 @@ class Link:
 
     def _after_loss(self, lived: float) -> float:
         """Tell that a connection has ended; give back the seconds until the next attempt."""
-        self._call(self._events.link_lost, self._reason)
         self._short_lived = self._short_lived + 1 if lived < SHORT_LIVED else 0
         taken_over = self._refusal is not None and self._refusal.value == _SESSION_TAKEN_OVER
         if taken_over or self._short_lived >= 3:
             self._call(self._events.link_taken_over, LAST_DELAY)
             return LAST_DELAY
+        self._call(self._events.link_lost, self._reason)
         return FIRST_DELAY
 
     def _try_other_version(self) -> bool:
@@ -289,27 +290,31 @@ class Link:
                 client.ack(ticket.mid, ticket.qos)
 
     def _publish(self, client: paho.Client, publication: Publication) -> None:
-        properties: Any = None
-        size = len(publication.payload) + len(publication.topic.encode()) + PACKET_HEADER
+        try:
+            mid = self._hand_over(client, publication)
+        except (ValueError, OverflowError, struct.error) as error:
+            # Too large for the broker, or for any packet: sent again and again it would cost the connection each time.
+            self._call(self._events.link_refused, publication.topic, str(error))
+            mid = None
+        if mid is not None and publication.qos:
+            self._unacknowledged[mid] = publication
+        else:
+            self._publication_finished(publication)
+
+    def _hand_over(self, client: paho.Client, publication: Publication) -> int:
+        """Have paho send a publication; gives back its packet identifier."""
+        topic, payload, properties = publication.topic, publication.payload, None
+        size = len(payload) + len(topic.encode()) + PACKET_HEADER
         if publication.properties is not None and self._versions[0] == "5":
             properties = PublishProperties(publication.properties)
             size += len(properties.pack())
         if self._max_packet is not None and size > self._max_packet:
-            reason = f"{size} bytes, {self._max_packet} are allowed"
-            self._call(self._events.link_refused, publication.topic, reason)
-            self._publication_finished(publication)
-            return
-        while True:
-            info = client.publish(
-                publication.topic, publication.payload, publication.qos, publication.retain, properties
-            )
-            # The packet identifiers wrap around; one that is still in use is skipped.
-            if info.rc != MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
-                break
-        if publication.qos:
-            self._unacknowledged[info.mid] = publication
-        else:
-            self._publication_finished(publication)
+            raise ValueError(f"{size} bytes, {self._max_packet} are allowed")
+        # The packet identifiers wrap around; one that is still in use is skipped.
+        taken = MQTTErrorCode.MQTT_ERR_QUEUE_SIZE
+        while (info := client.publish(topic, payload, publication.qos, publication.retain, properties)).rc == taken:  # type: ignore[arg-type]
+            pass
+        return info.mid
 
     def _publication_finished(self, publication: Publication) -> None:
         if self._queue.finished(publication):

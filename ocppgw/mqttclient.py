@@ -86,7 +86,7 @@ def tls_context(settings: Mqtt) -> ssl.SSLContext:
     else:
         context.load_verify_locations(settings.ca_file)
     if settings.cert_file is not None:
-        context.load_cert_chain(settings.cert_file, settings.key_file)
+        context.load_cert_chain(settings.cert_file, settings.key_file, password=_refuse_passphrase)
     if settings.alpn:
         context.set_alpn_protocols(list(settings.alpn))
     return context
@@ -129,6 +129,11 @@ class PublishProperties:
 
 def _binary(data: bytes) -> bytes:
     return len(data).to_bytes(2, "big") + data
+
+
+def _refuse_passphrase() -> str:
+    """Stand in for OpenSSL's question on the terminal, where nobody may be."""
+    raise OSError(0, "the key is encrypted; a gateway that starts by itself needs one that is not")
 
 
 def words(error: OSError | ValueError) -> str:

@@ -281,6 +281,18 @@ class TestConnection:
             )
         ]
 
+    def test_a_name_used_twice_is_an_outage_too(self, still: Stage) -> None:
+        still.broker.link_connected("5")
+        still.reactor.advance(7)
+        still.broker.link_taken_over(30.0)
+        assert still.broker.away_since == still.reactor.seconds()
+        assert still.client.told[-1] == "lost: another client uses our client id"
+
+    def test_a_subscription_that_is_not_renewed_is_said(self, still: Stage) -> None:
+        with capturedLogs() as events:
+            still.broker.link_subscribed([("ocpp/cs/CP1/+/+", None), ("ocpp/cs/CP2/+/+", 1)])
+        assert lines(events) == ["broker mqtt://broker no longer grants subscriptions (e.g. ocpp/cs/CP1/+/+)"]
+
     def test_refused_messages_are_said_by_reason(self, still: Stage) -> None:
         with capturedLogs() as events:
             for number in range(100):

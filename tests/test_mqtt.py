@@ -360,18 +360,18 @@ class TestPublications:
             expected = PublishProperties(properties).pack()[1:] if packet.version == 5 else b""
             assert packet.properties == expected
 
-    def test_one_that_cannot_be_sent_costs_the_connection_and_not_the_others(
+    def test_a_fault_of_ours_costs_the_connection_and_not_the_others(
         self, broker: ScriptedBroker, stage: Stage
     ) -> None:
         with capturedLogs() as events:
             with connected(broker) as conversation:
                 stage.publish(b"1")
                 conversation.expect(PUBLISH)
-                stage.publish(Publication(UP, b"2", properties=Properties(content_type="x" * 70_000)), b"3")
+                stage.publish(Publication(5, b"2"), b"3")  # type: ignore[arg-type]
                 assert conversation.is_closed()
             with connected(broker) as conversation:
                 assert [conversation.expect(PUBLISH).payload for _ in range(2)] == [b"1", b"3"]
-        assert [event["log_failure"].type for event in events if "log_failure" in event] == [OverflowError]
+        assert [event["log_failure"].type for event in events if "log_failure" in event] == [AttributeError]
 
 
 class TestSubscriptions:
@@ -506,16 +506,15 @@ class TestLosses:
 
     def test_another_client_with_our_id_is_left_alone_for_long(self, broker: ScriptedBroker, stage: Stage) -> None:
         connected(broker).disconnect(TAKEN_OVER)
-        assert stage.events.wait_for("lost") == ("closed by the broker: Session taken over",)
-        assert stage.events.next() == ("taken_over", LAST_DELAY)
+        assert stage.events.wait_for("taken_over") == (LAST_DELAY,)
 
     def test_three_short_connections_are_the_same(self, broker: ScriptedBroker) -> None:
         """MQTT 3.1.1 has no word for it, and mosquitto 2.0 does not say it in MQTT 5 either."""
         with Stage(tcp(broker.port), version="3.1.1") as stage:
             for _ in range(3):
                 connected(broker).close()
-            told = [stage.events.next()[0] for _ in range(7)]
-            assert told == ["connected", "lost"] * 3 + ["taken_over"]
+            told = [stage.events.next()[0] for _ in range(6)]
+            assert told == ["connected", "lost"] * 2 + ["connected", "taken_over"]
 
     def test_an_idle_connection_is_kept_alive(self, broker: ScriptedBroker) -> None:
         with Stage(tcp(broker.port), keepalive=1) as stage, broker.accept_socket() as connection:
@@ -523,6 +522,21 @@ class TestLosses:
             connection.sendall(b"\x20\x03\x00\x00\x00")
             assert connection.recv(2) == b"\xc0\x00"  # PINGREQ, which nobody answers
             assert stage.events.wait_for("lost") == ("connection lost",)
+
+
+def test_what_no_packet_can_hold_is_refused_and_holds_nothing_up(broker: ScriptedBroker, stage: Stage) -> None:
+    with connected(broker) as conversation:
+        stage.events.wait_for("connected")
+        too_long = Properties(correlation_data=b"x" * 65536)
+        stage.queue.publish(Publication("ocpp/cp/CP1/A", b"1", properties=too_long))
+        stage.publish(b"2")
+        assert stage.events.wait_for("refused")[0] == "ocpp/cp/CP1/A"
+        packet = conversation.read()
+        assert packet is not None
+        assert packet.kind == PUBLISH
+        conversation.puback(packet)
+        stage.stop(LIMIT)
+    assert stage.queue.pending == 0
 
 
 class TestStop:

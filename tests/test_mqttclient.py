@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import trustme
+from cryptography.hazmat.primitives import serialization
 from hypothesis import given
 from hypothesis import strategies as st
 from paho.mqtt.enums import MQTTProtocolVersion
@@ -111,3 +112,14 @@ class TestTlsContext:
 )
 def test_an_error_in_words(error: OSError | ValueError, said: str) -> None:
     assert words(error) == said
+
+
+def test_an_encrypted_key_asks_nobody_on_the_terminal(tmp_path: Path) -> None:
+    issued = trustme.CA().issue_cert("gateway.example")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    key = serialization.load_pem_private_key(issued.private_key_pem.bytes(), None)
+    encryption = serialization.BestAvailableEncryption(b"secret")
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+    (tmp_path / "key.pem").write_bytes(pem)
+    with pytest.raises(OSError, match="the key is encrypted"):
+        tls_context(Mqtt(cert_file=str(tmp_path / "cert.pem"), key_file=str(tmp_path / "key.pem")))
