@@ -121,7 +121,8 @@ class ChargePoint:
         path: str = "/ocpp",
     ) -> None:
         scheme = "ws" if tls is None else "wss"
-        self.socket: ClientConnection = connect(
+        # A context manager also where it gives the connection at once: websockets 17 insists on it.
+        self._connecting = connect(
             f"{scheme}://127.0.0.1:{port}{path}/{quote(cid, safe='')}",
             subprotocols=[version],  # type: ignore[list-item]
             additional_headers=None if password is None else {"Authorization": basic(cid, password)},
@@ -132,12 +133,13 @@ class ChargePoint:
             ping_interval=None,
             proxy=None,
         )
+        self.socket: ClientConnection = self._connecting.__enter__()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.socket.close()
+        self._connecting.__exit__(None, None, None)
 
     def send(self, *frame: Any) -> None:
         """Send one frame, given by its elements."""
