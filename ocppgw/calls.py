@@ -38,6 +38,7 @@ class Answered:
 class Calls:
     """The downstream CALLs of one connection.
 
+    free: whether the charge point can take a CALL at all now; proceed() looks again.
     write: sends a CALL; gives back None, or reason and description when that cannot be done.
     fail: is told of each CALL that ends without an answer, with reason and description.
     """
@@ -46,11 +47,13 @@ class Calls:
         self,
         clock: IReactorTime,
         settings: Downstream,
+        free: Callable[[], bool],
         write: Callable[[Call], tuple[str, str] | None],
         fail: Callable[[Call, str, str], None],
     ) -> None:
         self._clock = clock
         self._settings = settings
+        self._free = free
         self._write = write
         self._fail = fail
         self._out: dict[str, _Entry] = {}
@@ -102,6 +105,8 @@ class Calls:
             self._fail(entry.call, reason, "the connection ended before it was sent")
 
     def _may_write(self, call: Call) -> bool:
+        if not self._free():
+            return False
         if self._settings.strict_mode:
             return not self._out
         return call.unique_id not in self._out and len(self._out) < self._settings.max_mqueue_len

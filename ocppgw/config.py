@@ -17,7 +17,9 @@ from typing import Any, TypeVar
 
 from ocppgw import emqx
 from ocppgw.settings import (
+    PER_CHARGE_POINT,
     Auth,
+    ChargePoint,
     Downstream,
     Limits,
     Listener,
@@ -90,7 +92,8 @@ def _settings(table: dict[str, Any], source: str, notices: tuple[str, ...]) -> S
     for name, section in _SECTIONS.items():
         values[name] = _section(section, table.pop(name, {}), f"{source}: {name}")
     values["listeners"] = _listeners(table.pop("listener", None), source)
-    top = _values(Settings, table, f"{source}: ", (*_SECTIONS, "listener"))
+    values["charge_points"] = _charge_points(table.pop("charge_point", []), source)
+    top = _values(Settings, table, f"{source}: ", (*_SECTIONS, "listener", "charge_point"))
     values.update(top)
     if not top["node"] and any("systemd:" in listener.endpoint for listener in values["listeners"]):
         raise SettingsError(f"{source}: a systemd: listener needs a node name, or two workers would share one")
@@ -123,6 +126,22 @@ def _listeners(tables: Any, source: str) -> tuple[Listener, ...]:
     return tuple(listeners)
 
 
+def _charge_points(tables: Any, source: str) -> tuple[ChargePoint, ...]:
+    if type(tables) is not list or any(type(table) is not dict for table in tables):
+        raise SettingsError(f"{source}: charge_point: must be [[charge_point]] tables")
+    known = {key.name: key for section in (Settings, Downstream, Listener) for key in fields(section)}
+    known = {name: known[name] for name in PER_CHARGE_POINT}
+    sections = []
+    for number, table in enumerate(tables, 1):
+        where = f"{source}: charge_point {number}."
+        changes = dict(table)
+        match = changes.pop("match", None)
+        if type(match) is not str or not match:
+            raise SettingsError(f'{where}match = {match!r}: must be a pattern of identities, e.g. "WB-*"')
+        sections.append(ChargePoint(match, _checked(known, changes, where, ("match",))))
+    return tuple(sections)
+
+
 def _section(section: type[T], table: Any, where: str) -> T:
     if type(table) is not dict:
         raise SettingsError(f"{where}: must be a table")
@@ -131,7 +150,13 @@ def _section(section: type[T], table: Any, where: str) -> T:
 
 def _values(section: Any, table: Mapping[str, Any], where: str, also: tuple[str, ...] = ()) -> dict[str, Any]:
     known: dict[str, Field[Any]] = {key.name: key for key in fields(section) if "check" in key.metadata}
-    values = {name: _default(key) for name, key in known.items()}
+    return {name: _default(key) for name, key in known.items()} | _checked(known, table, where, also)
+
+
+def _checked(
+    known: Mapping[str, Field[Any]], table: Mapping[str, Any], where: str, also: tuple[str, ...]
+) -> dict[str, Any]:
+    values = {}
     for written, value in table.items():
         name = _SPELLINGS.get(written, written)
         if name not in known:

@@ -7,7 +7,8 @@ to the sessions that they are for, and acknowledged in the order of receipt. Kno
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -59,14 +60,8 @@ class Gateway(Service):
         self, settings: Settings, broker: IBroker, clock: IReactorTime, schemas: Schemas | None = None
     ) -> None:
         self.settings = settings
-        self._rules = Rules(
-            settings.upstream,
-            settings.dnstream,
-            settings.limits.message_size,
-            schemas if settings.message_format_checking in ("all", "upstream_only") else None,
-            schemas if settings.message_format_checking in ("all", "dnstream_only") else None,
-            settings.on_violation == "reject",
-        )
+        self._schemas = schemas
+        self._rules = self._make_rules({})
         self.sessions: dict[str, Session] = {}
         self.counters: Counter[str] = Counter()
         self._broker = broker
@@ -96,8 +91,28 @@ class Gateway(Service):
             raise NotImplementedError("a charge point speaks to an ICentralSystem")
         cid = bytes(avatarId).decode("utf-8")
         charge_point = IChargePoint(mind)
-        session = Session(cid, encode_level(cid), charge_point, self, self._clock, self._rules)
+        session = Session(cid, encode_level(cid), charge_point, self, self._clock, self._rules_for(cid))
         return ICentralSystem, session, partial(self._session_ended, session)
+
+    def _rules_for(self, cid: str) -> Rules:
+        changes = self.settings.changes_for(cid)
+        return self._make_rules(changes) if changes else self._rules
+
+    def _make_rules(self, changes: Mapping[str, Any]) -> Rules:
+        """Put together what holds for a charge point. changes: what differs for it."""
+        settings = self.settings
+        of_downstream = {name: value for name, value in changes.items() if hasattr(settings.dnstream, name)}
+        downstream = replace(settings.dnstream, **of_downstream)
+        checking = changes.get("message_format_checking", settings.message_format_checking)
+        size = settings.limits.message_size
+        return Rules(
+            settings.upstream,
+            downstream,
+            min(size, downstream.max_outgoing_size or size),
+            self._schemas if checking in ("all", "upstream_only") else None,
+            self._schemas if checking in ("all", "dnstream_only") else None,
+            changes.get("on_violation", settings.on_violation) == "reject",
+        )
 
     def session_opened(self, session: Session) -> None:
         """Register a session, in the place of an older one of the same identity."""

@@ -2,7 +2,8 @@
 
 A Session lives as long as one connection. Upstream it checks a frame and hands it on. Downstream a CALL takes its turn
 (``calls``); everything else is written at once or fails at once. Both directions are independent: crossing CALLs are
-legal (OCPP-J 1.6, 4.1.1; Part 4 of 2.x, 4.1.1). Answers are matched by unique id only.
+legal (OCPP-J 1.6, 4.1.1; Part 4 of 2.x, 4.1.1). Answers are matched by unique id only. For charge points that cannot
+take all of this there are switches: half duplex, holding back until the first boot, gaps and delays (``pacing``).
 
 Payloads are checked against the schemas where the operator wants it: what comes up is refused with the error code of
 the version, what comes down with a delivery failure; or, with ``on_violation = "warn"``, reported and passed on.
@@ -13,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -32,6 +33,7 @@ from ocppgw.messages import (
     encode_frame,
     payload_fault,
 )
+from ocppgw.pacing import Pacer
 from ocppgw.schemas import Schemas
 from ocppgw.settings import Downstream, Upstream
 
@@ -95,7 +97,9 @@ class Session:
         self._owner = owner
         self._clock = clock
         self._rules = rules
-        self._calls = Calls(clock, rules.downstream, self._write, self._call_failed)
+        self._calls = Calls(clock, rules.downstream, self._may_call, self._write, self._call_failed)
+        self._pacer = Pacer(clock, lambda frame: self.charge_point.send(frame), rules.downstream.min_gap)
+        self._booting: IDelayedCall | None = None
         self._asked = Asked(clock, rules.upstream.awaiting_timeout, self._answer_overdue)
         self._end: str | None = None
         self._fault_logged = -FAULT_LOG_INTERVAL
@@ -103,6 +107,8 @@ class Session:
 
     def opened(self) -> None:
         """The handshake is complete."""
+        if self._rules.downstream.hold_until_boot:
+            self._booting = self._clock.callLater(self._rules.downstream.hold_until_boot, self._booted)
         self._owner.session_opened(self)
 
     def frame_received(self, frame: bytes) -> None:
@@ -175,18 +181,38 @@ class Session:
                 return
             self._calls.add(message, delivery.properties.expiry if delivery.properties is not None else None)
             return
-        failure = self._write(message)
+        delay = self._rules.downstream.reply_delay if asked is not None else 0.0
+        failure = self._write(message, delay)
         if failure is not None:
             self._fail(message.unique_id, action, *failure)
         elif asked is not None:
             self._asked.answered(message.unique_id)
+            if asked == "BootNotification" and self._booting is not None:
+                self._booting.cancel()
+                self._booted()
+            self._calls.proceed()
 
     def closed(self, reason: str) -> None:
         """End every CALL that has no answer yet. reason: "disconnected", "replaced" or "shutting_down"."""
         if self._end is None:
             self._end = reason
             self._asked.end()
+            if self._booting is not None:
+                self._booting.cancel()
+                self._booting = None
+            unsent = list(self._pacer.end())
             self._calls.end(reason)
+            for message in unsent:
+                if not isinstance(message, Call):
+                    self._fail(message.unique_id, None, reason, "the connection ended before it was sent")
+
+    def _may_call(self) -> bool:
+        """Whether this charge point can take a CALL at all now."""
+        return self._booting is None and not (self._rules.downstream.half_duplex and len(self._asked))
+
+    def _booted(self) -> None:
+        self._booting = None
+        self._calls.proceed()
 
     def _violation(self, schemas: Schemas | None, message: Message, action: str | None) -> ProtocolFault | None:
         """Check a payload. action: also of the CALL that a CALLRESULT answers; without it there is nothing to check."""
@@ -207,15 +233,19 @@ class Session:
                 cid=self.level,
                 seconds=self._rules.upstream.awaiting_timeout,
             )
+        self._calls.proceed()
 
-    def _write(self, message: Message) -> tuple[str, str] | None:
+    def _write(self, message: Message, delay: float = 0.0) -> tuple[str, str] | None:
         """Write a frame; what is wrong when that cannot be done, as reason and description."""
         frame = encode_frame(message)
         if len(frame) > self._rules.message_size:
             return "too_large", f"{len(frame)} bytes, {self._rules.message_size} are allowed"
-        if self._end is not None or not self.charge_point.send(frame):
-            return self._end or "disconnected", "the connection has ended"
-        return None
+        if self._end is not None:
+            return self._end, "the connection has ended"
+        sent = self._pacer.send(frame, message, delay)
+        if sent is None:
+            return "queue_full", "too many frames are waiting for their time"
+        return None if sent else ("disconnected", "the connection has ended")
 
     def _fail(self, unique_id: str, action: str | None, reason: str, description: str) -> None:
         self._owner.count(f"delivery_failure_{reason}")

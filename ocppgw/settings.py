@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -186,6 +187,13 @@ class Downstream:
     strict_mode: bool = setting(True, _truth, "one CALL at a time (OCPP-J 4.1.1)")
     call_timeout: float = setting(30.0, _seconds(1, 86400), "seconds that an answer may take")
     max_mqueue_len: int = setting(100, _integer(1, 100_000), "CALLs that wait for one charge point")
+    half_duplex: bool = setting(False, _truth, "write no CALL while the charge point waits for an answer")
+    hold_until_boot: float = setting(
+        0.0, _seconds(0, 3600), "seconds to hold CALLs back at most until the first BootNotification is answered"
+    )
+    min_gap: float = setting(0.0, _seconds(0, 60), "least seconds between two frames")
+    reply_delay: float = setting(0.0, _seconds(0, 60), "seconds that an answer is held back")
+    max_outgoing_size: int = setting(0, _integer(0, 1 << 28), "bytes of a frame, 0 for limits.message_size")
     retries: int = setting(0, _integer(0, 10), "how often an unanswered CALL is written again, with the same id")
     retry_interval: float = setting(30.0, _seconds(1, 86400), "seconds until it is written again")
     late_window: float = setting(
@@ -201,6 +209,22 @@ class Limits:
     header_size: int = setting(16384, _integer(1024, 1 << 20), "bytes of a request's head")
     message_size: int = setting(1048576, _integer(1024, 1 << 28), "bytes of a WebSocket message, both ways")
     outgoing_buffer: int = setting(1048576, _integer(65536, 1 << 30), "bytes that a peer may leave unread")
+
+
+@dataclass(frozen=True, slots=True)
+class ChargePoint:
+    """One ``[[charge_point]]``: what differs for some. match: a pattern of identities, e.g. ``WB-*``."""
+
+    match: str
+    changes: Mapping[str, Any]
+
+
+PER_CHARGE_POINT = (
+    *("strict_mode", "call_timeout", "max_mqueue_len", "half_duplex", "hold_until_boot", "min_gap", "reply_delay"),
+    *("max_outgoing_size", "retries", "retry_interval", "late_window", "message_format_checking", "on_violation"),
+    *("no_subprotocol", "ping_interval", "ping_timeout"),
+)
+"""The keys that may differ for one charge point."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +262,16 @@ class Settings:
     upstream: Upstream = Upstream()
     dnstream: Downstream = Downstream()
     limits: Limits = Limits()
+    charge_points: tuple[ChargePoint, ...] = ()
     notices: tuple[str, ...] = ()
+
+    def changes_for(self, identity: str) -> dict[str, Any]:
+        """Give back what differs for one charge point; later sections win."""
+        changes: dict[str, Any] = {}
+        for section in self.charge_points:
+            if fnmatchcase(identity, section.match):
+                changes.update(section.changes)
+        return changes
 
 
 @dataclass(frozen=True, slots=True)

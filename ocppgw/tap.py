@@ -128,13 +128,15 @@ def compose(settings: Settings, reactor: Any) -> IService:
         first = broker
     services = [Greeting(settings, addresses, name), first, gateway]
     for listener in settings.listeners:
-        factory = ChargePointFactory(portal, gateway, listener, settings.limits, reactor)
+        factory = ChargePointFactory(portal, gateway, listener, settings.limits, reactor, settings.changes_for)
         services.append(strports.service(with_backlog(listener.endpoint), factory, reactor))
     return OrderedServices(services, settings.drain_seconds + 10.0, reactor)
 
 
 def _schemas(settings: Settings) -> Schemas | None:
-    if settings.message_format_checking == "disable":
+    used = [settings.message_format_checking]
+    used += [section.changes.get("message_format_checking", "disable") for section in settings.charge_points]
+    if set(used) == {"disable"}:
         return None
     return Schemas.load(None if settings.json_schema_dir is None else Path(settings.json_schema_dir))
 

@@ -10,7 +10,7 @@ Where Autobahn's behaviour is overridden, the comment says which one (read in 26
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import txaio
@@ -167,11 +167,18 @@ class ChargePointProtocol(WebSocketServerProtocol):
             if self.factory.listener.subprotocol_mismatch == "reject":
                 raise handshake.Refused(handshake.NO_COMMON_SUBPROTOCOL)
             return None
+        self.autoPingInterval = self._setting("ping_interval")
+        self.autoPingTimeout = self._setting("ping_timeout")
         self._session, self._logout = session, logout
         return served
 
+    def _setting(self, name: str) -> Any:
+        """Look a setting up for this charge point: its own, or the listener's."""
+        changes = self.factory.changes_for(self._upgrade.identity)
+        return changes.get(name, getattr(self.factory.listener, name))
+
     def _assumed_version(self) -> str:
-        assumed = self.factory.listener.no_subprotocol
+        assumed = self._setting("no_subprotocol")
         return "" if assumed == "reject" else assumed
 
     def perMessageCompressionAccept(self, offers: Sequence[object]) -> PerMessageDeflateOfferAccept | None:
@@ -333,19 +340,29 @@ class ChargePointProtocol(WebSocketServerProtocol):
 
 
 class ChargePointFactory(WebSocketServerFactory):
-    """Makes the protocols of one listener; what they share lies here."""
+    """Makes the protocols of one listener; what they share lies here.
+
+    changes_for: the settings that differ for a charge point, by its identity.
+    """
 
     protocol = ChargePointProtocol  # type: ignore[assignment]
     noisy = False
 
     def __init__(
-        self, portal: Portal, admission: IAdmission, listener: Listener, limits: Limits, reactor: object
+        self,
+        portal: Portal,
+        admission: IAdmission,
+        listener: Listener,
+        limits: Limits,
+        reactor: object,
+        changes_for: Callable[[str], Mapping[str, Any]] = lambda identity: {},
     ) -> None:
         super().__init__(reactor=reactor)  # type: ignore[no-untyped-call]
         self.portal = portal
         self.admission = admission
         self.listener = listener
         self.limits = limits
+        self.changes_for = changes_for
         self.setProtocolOptions(  # type: ignore[no-untyped-call]
             versions=[13],
             webStatus=False,

@@ -220,8 +220,8 @@ def test_endpoints_with_tls(endpoint, tls):
 # What is said about a file that cannot be used: key, value, what is allowed
 
 KNOWN_AT_THE_TOP = (
-    "unknown key; known are auth, dnstream, drain_seconds, json_schema_dir, limits, listener, message_format_checking, "
-    "mountpoint, mqtt, node, on_violation, payload_format, upstream"
+    "unknown key; known are auth, charge_point, dnstream, drain_seconds, json_schema_dir, limits, listener, "
+    "message_format_checking, mountpoint, mqtt, node, on_violation, payload_format, upstream"
 )
 
 
@@ -335,3 +335,36 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path):
 )
 def test_reserved_identities(file, text, identities):
     assert load_text(file, text).topics.reserved == identities
+
+
+class TestChargePoints:
+    def test_later_sections_win(self, file):
+        file.write_text(
+            '[[charge_point]]\nmatch = "WB-*"\ncall_timeout = 60\nmin_gap = "500ms"\n'
+            '[[charge_point]]\nmatch = "WB-1?"\ncall_timeout = "2m"\nmessage_format_checking = "all"\n',
+            encoding="utf-8",
+        )
+        settings = load(str(file))
+        assert settings.changes_for("WB-1") == {"call_timeout": 60.0, "min_gap": 0.5}
+        assert settings.changes_for("WB-12") == {
+            "call_timeout": 120.0,
+            "min_gap": 0.5,
+            "message_format_checking": "all",
+        }
+        assert settings.changes_for("wb-1") == {}
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("[charge_point]", "charge_point: must be [[charge_point]] tables"),
+            ("[[charge_point]]\nmin_gap = 1", "charge_point 1.match = None: must be a pattern of identities"),
+            ('[[charge_point]]\nmatch = ""', "charge_point 1.match = '': must be a pattern of identities"),
+            ('[[charge_point]]\nmatch = "a"\nqos = 1', "charge_point 1.qos: unknown key; known are call_timeout, "),
+            (
+                '[[charge_point]]\nmatch = "a"\nmin_gap = 61',
+                "charge_point 1.min_gap = 61: must be seconds from 0 to 60",
+            ),
+        ],
+    )
+    def test_what_cannot_be_used_is_told(self, file, text, message):
+        assert error_of(file, text).startswith(message)

@@ -620,3 +620,18 @@ class StopTests(SynchronousTestCase):
         assert self.stage.gateway.sessions == {}
         self.stage.disconnect(session)
         assert self.stage.broker.history == []
+
+
+class TestSettingsOfOneChargePoint:
+    def test_they_hold_for_those_that_match(self) -> None:
+        sections = [{"match": "WB-*", "call_timeout": 60, "max_outgoing_size": 50}]
+        stage = Stage(charge_point=sections)
+        other, special = stage.connect("CP1"), stage.connect("WB-1")
+        for session in (other, special):
+            session.message_received(delivery([2, "c-1", "Reset", {}]))
+        stage.clock.advance(30)
+        assert [publication.topic for publication in stage.broker.publications] == ["ocpp/cp/Error/CP1"]
+        stage.clock.advance(30)
+        assert stage.broker.publications[-1].topic == "ocpp/cp/Error/WB-1"
+        special.message_received(delivery([2, "c-2", "DataTransfer", {"data": "x" * 50}]))
+        assert exactjson.loads(stage.broker.publications[-1].payload)["ErrorDetails"]["reason"] == "too_large"

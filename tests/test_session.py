@@ -775,3 +775,79 @@ class TestChecking:
         assert stage.charge_point.frames == []
         assert stage.owner.published == []
         assert len(stage.owner.refused) == 1
+
+
+class TestQuirks:
+    def test_half_duplex_writes_no_call_while_the_charge_point_waits(self) -> None:
+        # Reference: Q14
+        stage = Stage(half_duplex=True)
+        stage.send(2, "1", "Heartbeat", {})
+        stage.command("c-1")
+        assert stage.written == []
+        stage.session.message_received(delivery([3, "1", {}]))
+        assert [frame[:2] for frame in stage.charge_point.frames] == [[3, "1"], [2, "c-1"]]
+
+    def test_half_duplex_does_not_wait_for_ever(self) -> None:
+        stage = Stage(half_duplex=True, upstream={"awaiting_timeout": 20.0})
+        stage.send(2, "1", "Heartbeat", {})
+        stage.command("c-1")
+        stage.clock.advance(20)
+        assert stage.written == ["c-1"]
+
+    def test_calls_are_held_until_the_boot_is_answered(self) -> None:
+        # Reference: Q10
+        stage = Stage(hold_until_boot=60)
+        stage.session.opened()
+        stage.command("c-1")
+        stage.send(2, "1", "Heartbeat", {})
+        stage.session.message_received(delivery([3, "1", {}]))
+        assert stage.written == []
+        stage.send(2, "2", "BootNotification", {})
+        stage.session.message_received(delivery([3, "2", {"status": "Accepted"}]))
+        assert stage.written == ["c-1"]
+
+    def test_a_charge_point_that_never_boots_gets_them_all_the_same(self) -> None:
+        # Reference: Q11
+        stage = Stage(hold_until_boot=60)
+        stage.session.opened()
+        stage.command("c-1")
+        stage.clock.advance(60)
+        assert stage.written == ["c-1"]
+
+    def test_a_hold_ends_with_the_connection(self) -> None:
+        stage = Stage(hold_until_boot=60)
+        stage.session.opened()
+        stage.command("c-1")
+        stage.session.closed("disconnected")
+        assert stage.owner.failures == [("c-1", "disconnected")]
+        assert stage.clock.getDelayedCalls() == []
+
+    def test_answers_are_held_back_for_a_moment(self) -> None:
+        # Reference: Q13
+        stage = Stage(reply_delay=1)
+        stage.send(2, "1", "StartTransaction", {})
+        stage.session.message_received(delivery([3, "1", {}]))
+        assert stage.charge_point.frames == []
+        stage.clock.advance(1)
+        assert stage.charge_point.frames == [[3, "1", {}]]
+
+    def test_an_answer_that_was_never_sent_fails_with_a_notice(self) -> None:
+        stage = Stage(reply_delay=1)
+        stage.send(2, "1", "StartTransaction", {})
+        stage.session.message_received(delivery([3, "1", {}]))
+        stage.session.closed("disconnected")
+        assert stage.owner.failures == [("1", "disconnected")]
+
+    def test_frames_that_come_faster_than_they_may_go_are_refused_at_last(self) -> None:
+        # Reference: Q12
+        stage = Stage(min_gap=1)
+        for number in range(102):
+            stage.session.message_received(delivery([3, f"{number}", {}]))
+        assert stage.owner.failures == [("101", "queue_full")]
+
+
+def test_a_smaller_frame_may_be_asked_for() -> None:
+    # Reference: Q22
+    stage = Stage()
+    stage.command("c-1", "DataTransfer", {"data": "x" * MESSAGE_SIZE})
+    assert stage.owner.failures == [("c-1", "too_large")]

@@ -288,6 +288,20 @@ class TestAcceptedHandshakes:
         assert peer.protocol.version == "ocpp1.6"
         assert stage.realm.sessions["CP1"].opens == 1
 
+    def test_a_version_may_be_assumed_for_one_charge_point(self) -> None:
+        stage = Stage()
+        stage.factory.changes_for = lambda identity: {"no_subprotocol": "ocpp1.6"} if identity == "CP1" else {}
+        assert stage.dial().ask(Sec_WebSocket_Protocol=None).status == 101
+        assert stage.dial().ask("/ocpp/CP2", Sec_WebSocket_Protocol=None).status == 400
+
+    @pytest.mark.parametrize(("offered", "version"), [("ocpp1.6j", "ocpp1.6"), ("x,ocpp2.0.1.1", "ocpp2.0.1")])
+    def test_odd_names_are_understood_and_answered_as_they_are(self, offered: str, version: str) -> None:
+        """Reference: Q2"""
+        peer = Stage().dial()
+        answer = peer.ask(Sec_WebSocket_Protocol=offered)
+        assert answer.headers["sec-websocket-protocol"] == offered.split(",")[-1]
+        assert peer.protocol.version == version
+
     def test_it_may_come_in_pieces_with_frames_behind_it(self) -> None:
         stage = Stage()
         peer = stage.dial()
@@ -780,6 +794,15 @@ class TestLiveness:
 
     def test_without_an_interval_nobody_is_pinged(self, clock: Clock) -> None:
         peer = Stage(ping_interval=0).connect()
+        self.quiet(clock, 300)
+        assert peer.frames() == []
+        assert not peer.wire.disconnecting
+
+    def test_pings_may_be_off_for_one_charge_point(self, clock: Clock) -> None:
+        """Reference: Q7"""
+        stage = Stage(ping_interval=20)
+        stage.factory.changes_for = lambda identity: {"ping_interval": 0.0}
+        peer = stage.connect()
         self.quiet(clock, 300)
         assert peer.frames() == []
         assert not peer.wire.disconnecting
