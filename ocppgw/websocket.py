@@ -79,16 +79,6 @@ class ChargePointProtocol(WebSocketServerProtocol):
 
     # The handshake
 
-    def connectionMade(self) -> None:
-        """Take note of the peer's address."""
-        super().connectionMade()
-        peer: Any = self.transport.getPeer()
-        host = getattr(peer, "host", None)
-        if host is None:
-            self.remote = "unix"
-        else:
-            self.remote = f"[{host}]:{peer.port}" if ":" in host else f"{host}:{peer.port}"
-
     def dataReceived(self, data: bytes) -> None:
         """Take bytes from the socket; each of them is a sign of life.
 
@@ -107,6 +97,8 @@ class ChargePointProtocol(WebSocketServerProtocol):
         a second request behind the first one would be a second onConnect.
         """
         limits = self.factory.limits
+        # Not in connectionMade: the header of haproxy: comes with the first data.
+        self.remote = _written(self.transport.getPeer())
         if self._upgrade is not None:
             if len(self.data) > limits.message_size:
                 self.failHandshake("")
@@ -337,6 +329,14 @@ class ChargePointProtocol(WebSocketServerProtocol):
 
     def stopProducing(self) -> None:
         """Nothing to stop: the connection is lost, and onClose comes."""
+
+
+def _written(peer: Any) -> str:
+    """Write a peer's address: host:port."""
+    host = getattr(peer, "host", None)
+    if host is None:
+        return "unix"
+    return f"[{host}]:{peer.port}" if ":" in host else f"{host}:{peer.port}"
 
 
 class ChargePointFactory(WebSocketServerFactory):
