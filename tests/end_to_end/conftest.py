@@ -13,7 +13,7 @@ import pytest
 
 from end_to_end.wire import Stage, set_up
 
-ROOT = Path(__file__).parents[2]
+MAKE_CERTS = Path(__file__).parents[2] / "certs" / "make_certs.py"
 _numbers = itertools.count(1)
 
 
@@ -60,5 +60,5 @@ def cid() -> str:
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory with what certs/make_certs.py makes."""
     directory = tmp_path_factory.mktemp("certificates")
-    subprocess.run([sys.executable, ROOT / "certs" / "make_certs.py", directory], check=True)
+    subprocess.run([sys.executable, MAKE_CERTS, directory], check=True)
     return directory

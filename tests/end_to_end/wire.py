@@ -209,7 +209,7 @@ def set_up(
         arguments += ("--ws", endpoint)
     with ExitStack() as stack:
         if kind == "mosquitto":
-            stack.enter_context(mosquitto(directory, port=mqtt_port))
+            stack.enter_context(mosquitto(directory, "max_queued_messages 0", port=mqtt_port))
             arguments += ("--mqtt", f"mqtt://127.0.0.1:{mqtt_port}")
         else:
             arguments += ("--mqtt", f"embedded:{mqtt_port}")
