@@ -32,6 +32,8 @@ from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 from zope.interface import Interface, implementer
 
+MAX_VERIFYING = 500
+"""Logins that wait for their password to be verified; some seconds of work. More are told to come again (503)."""
 KEY_LENGTH = 20
 KEY_ALPHABET = string.ascii_letters + string.digits
 """A key of ``ocppgw passwd``: at most 20 bytes in 1.6 (security whitepaper, A00.FR.205), 16 or more in 2.x."""
@@ -146,6 +148,7 @@ class PasswordFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._verifying = 0
         self._state = self._stat()
         self._hashes = read_password_file(path)
 
@@ -159,9 +162,21 @@ class PasswordFile:
         digest = self._hashes.get(username)
         if digest is None:
             raise UnknownIdentity
-        if credentials.password is None or not await deferToThread(_verify, digest, credentials.password):
+        if credentials.password is None or not await self._verified(digest, credentials.password):
             raise UnauthorizedLogin("wrong password")
         return username
+
+    async def _verified(self, digest: str, password: bytes) -> bool:
+        """Verify in a thread; who has gone before it is their turn costs nothing."""
+        if self._verifying >= MAX_VERIFYING:
+            raise BackendAway
+        verification = _Verification(digest, password)
+        self._verifying += 1
+        try:
+            return await deferToThread(verification.run)
+        finally:
+            verification.wanted = False
+            self._verifying -= 1
 
     def _stat(self) -> tuple[int, int, int] | None:
         try:
@@ -180,6 +195,18 @@ class PasswordFile:
             self.log.info("password file {path} read again", path=str(self._path))
         except PasswordFileError as error:
             self.log.error("{error}; what was read last stays in force", error=error)
+
+
+class _Verification:
+    """One password to be verified. wanted: whether anybody still waits for the result."""
+
+    def __init__(self, digest: str, password: bytes) -> None:
+        self.wanted = True
+        self._digest = digest
+        self._password = password
+
+    def run(self) -> bool:
+        return self.wanted and _verify(self._digest, self._password)
 
 
 def _verify(digest: str, password: bytes) -> bool:

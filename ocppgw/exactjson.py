@@ -52,7 +52,7 @@ def dumps(value: Any) -> bytes:
     try:
         return orjson.dumps(value, default=_number)
     except TypeError:
-        return _dump_exactly(value).encode()
+        return _SURROGATE.sub(_escape, _dump_surrogates(value)).encode()
 
 
 def _may_be_inexact(data: bytes) -> bool:
@@ -97,12 +97,25 @@ def _loads_exactly(data: bytes) -> Any:
         raise ValueError("a number that no decimal can hold") from None
 
 
-def _dump_exactly(value: Any) -> str:
+def _dump_surrogates(value: Any) -> str:
+    """Write what orjson does not: text with lone surrogates, not escaped yet."""
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    except TypeError:
+        return _dump_surrogates_and_decimals(value)
+
+
+def _dump_surrogates_and_decimals(value: Any) -> str:
     if isinstance(value, dict):
-        return "{" + ",".join(f"{_dump_exactly(key)}:{_dump_exactly(item)}" for key, item in value.items()) + "}"
+        items = (f"{json.dumps(key, ensure_ascii=False)}:{_dump_surrogates(item)}" for key, item in value.items())
+        return "{" + ",".join(items) + "}"
     if isinstance(value, list):
-        return "[" + ",".join(map(_dump_exactly, value)) + "]"
+        return "[" + ",".join(map(_dump_surrogates, value)) + "]"
     if isinstance(value, Decimal):
         return str(value)
-    # Only the surrogates are escaped: what goes out is hardly larger than what came in.
-    return _SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value, ensure_ascii=False))
+    raise TypeError(type(value).__name__)
+
+
+def _escape(surrogate: re.Match[str]) -> str:
+    # Only the surrogates: what goes out is hardly larger than what came in.
+    return f"\\u{ord(surrogate[0]):04x}"

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import unquote_to_bytes
 
+MAX_EXTENSIONS = 1024
+"""Characters of Sec-WebSocket-Extensions that are looked at."""
 MAX_IDENTITY = 255
 """Bytes of an identity, decoded. 2.x allows 48 characters, 1.6 names no limit."""
 
@@ -76,8 +78,8 @@ class Refused(Exception):
 class Upgrade:
     """A request for a WebSocket.
 
-    offered: subprotocols in the client's order, without empty and repeated ones. authorization, extensions: the
-    headers' values.
+    offered: subprotocols in the client's order, without empty and repeated ones. authorization: the header's value.
+    extensions: the offers of compression that can be accepted.
     """
 
     identity: str
@@ -139,10 +141,29 @@ def parse_upgrade(head: bytes, path: str) -> Upgrade:
         raise Refused(BAD_REQUEST)
     tokens_offered = (token.strip() for token in headers.get("sec-websocket-protocol", "").split(","))
     offered = tuple(dict.fromkeys(token for token in tokens_offered if re.fullmatch(r"[!-+\--~]+", token)))
-    extensions = headers.get("sec-websocket-extensions", "")
-    if not re.fullmatch(r"[ -~]*", extensions):
-        extensions = ""
+    extensions = _extensions(headers.get("sec-websocket-extensions", ""))
     return Upgrade(identity, offered, headers.get("authorization"), key, websocket_version, extensions)
+
+
+_DEFLATE = re.compile(
+    r"(permessage-deflate|(server|client)_no_context_takeover|client_max_window_bits"
+    r'|(server|client)_max_window_bits="?(9|1[0-5])"?)'
+)
+
+
+def _extensions(header: str) -> str:
+    """Keep the offers of compression that can be accepted; what is not understood is declined (RFC 7692, 5.1).
+
+    Windows of 8 bits are such: zlib does not have them, and Autobahn fails the handshake.
+    """
+    offers = []
+    for offer in header[:MAX_EXTENSIONS].split(","):
+        parts = [re.sub(r"\s", "", part) for part in offer.split(";")]
+        names = [part.partition("=")[0] for part in parts]
+        understood = all(_DEFLATE.fullmatch(part) for part in parts) and len(set(names)) == len(names)
+        if understood and names[0] == "permessage-deflate":
+            offers.append("; ".join(parts).replace('"', ""))
+    return ", ".join(offers)
 
 
 def _headers(lines: list[str]) -> Mapping[str, str]:

@@ -24,6 +24,8 @@ VERSIONS = (OCPP16, OCPP201, OCPP21)
 
 MAX_UNIQUE_ID = 36
 """Characters of a unique id (OCPP-J 1.6, 4.1.4; Part 4, 4.1.4)."""
+MAX_READABLE_ID = 1024
+"""Characters of a unique id that is still repeated in an answer or a notice; a longer one counts as unreadable."""
 MAX_ACTION = 255
 """Characters of an action: ours, so that a topic can hold it; no version names a limit."""
 
@@ -202,7 +204,7 @@ def _message(frame: Any, version: str) -> Message:
     if type(frame) is not list or not frame:
         raise _fault("unreadable", version, "not an array")
     kind = frame[0]
-    unique_id = frame[1] if len(frame) > 1 and type(frame[1]) is str else None
+    unique_id = _readable(frame[1]) if len(frame) > 1 else None
     if type(kind) is not int or kind not in _KINDS[version]:
         fault = "unknown" if unique_id is not None else None
         raise _fault(fault, version, "unknown message type", unique_id)
@@ -217,6 +219,10 @@ def _message(frame: Any, version: str) -> Message:
             raise ProtocolFault("a CALLRESULT has 3 elements", unique_id)
         return CallResult(unique_id, frame[2], extension)
     return _error(frame, unique_id)
+
+
+def _readable(unique_id: Any) -> str | None:
+    return unique_id if type(unique_id) is str and len(unique_id) <= MAX_READABLE_ID else None
 
 
 _LONG_ID = f"unique id over {MAX_UNIQUE_ID} characters"
@@ -275,18 +281,17 @@ _OPTIONAL = ("ErrorDescription", "ErrorDetails")
 def _array(envelope: dict[str, Any]) -> list[Any]:
     kind = envelope.get("MessageTypeId")
     if kind is None:
-        unique_id = envelope.get("UniqueId")
-        raise ProtocolFault("MessageTypeId is missing", unique_id if type(unique_id) is str else None)
+        raise ProtocolFault("MessageTypeId is missing", _readable(envelope.get("UniqueId")))
     if type(kind) is not int or kind not in _MEMBERS:
         return [kind, envelope.get("UniqueId")]
     members = _MEMBERS[kind]
     missing = [name for name in members if name not in envelope and name not in _OPTIONAL]
     if missing:
-        unique_id, action = envelope.get("UniqueId"), envelope.get("Action")
+        action = envelope.get("Action")
         raise ProtocolFault(
             f"{missing[0]} is missing",
-            unique_id if type(unique_id) is str else None,
-            action if type(action) is str else None,
+            _readable(envelope.get("UniqueId")),
+            action[:MAX_ACTION] if type(action) is str else None,
         )
     array = [kind, *(envelope.get(name) for name in members)]
     if type(envelope.get("Extension")) is dict:

@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,6 +52,8 @@ _ORDER = ("format", "occurrence", "type", "property")
 _FOLDERS = {"ocpp1.6": "v16", "ocpp2.0.1": "v201", "ocpp2.1": "v21"}
 MAX_DETAIL = 255
 """Characters of a detail: it becomes the description of a CALLERROR (Part 4 of 2.x, 4.2.3)."""
+MAX_ERRORS = 100
+"""Faults of one payload that are looked at, since there may be as many as it has elements."""
 SIGNED = "-Signed"
 """The end of an action whose payload is a JSON Web Signature of any payload (Part 4 of 2.x, 7.1)."""
 
@@ -104,7 +107,7 @@ class Schemas:
 
 
 def _worst(validator: _Validator, payload: Any) -> Violation | None:
-    violations = map(_violation, validator.iter_errors(payload))
+    violations = map(_violation, islice(validator.iter_errors(payload), MAX_ERRORS))
     return min(violations, key=lambda violation: _ORDER.index(violation.kind), default=None)
 
 
@@ -115,8 +118,10 @@ def _is_signed(version: str, action: str) -> bool:
 def _violation(error: Any) -> Violation:
     keyword = str(error.schema_path[-1]) if error.schema_path else ""
     where = ".".join(str(step) for step in error.instance_path)
-    detail = f"{where}: {error.message}" if where else str(error.message)
-    return Violation(_KINDS.get(keyword, "property"), detail[:MAX_DETAIL])
+    detail = (f"{where}: {error.message}" if where else str(error.message))[:MAX_DETAIL]
+    # The names in it are the peer's.
+    detail = "".join(character if character.isprintable() else "?" for character in detail)
+    return Violation(_KINDS.get(keyword, "property"), detail)
 
 
 def _files(directory: Path | None) -> Iterator[tuple[str, str, bytes]]:

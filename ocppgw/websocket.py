@@ -19,7 +19,7 @@ from autobahn.websocket.compress import PerMessageDeflateOffer, PerMessageDeflat
 from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
 from twisted.cred.error import UnauthorizedLogin
 from twisted.cred.portal import Portal
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IPushProducer
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
@@ -44,6 +44,8 @@ WINDOW_BITS, MEMORY_LEVEL = 11, 4
 """Of zlib: 30 KB a connection; with its defaults it is 300 KB."""
 PROTOCOL_ERROR = 1002
 INTERNAL_ERROR = 1011
+FRAME_HEADER = 4
+"""Bytes of a frame beside its payload, about."""
 CLOSE_TIMEOUT = 3
 """Seconds that a charge point has to answer our close frame, and then to let go of the socket."""
 
@@ -73,6 +75,7 @@ class ChargePointProtocol(WebSocketServerProtocol):
     _refusal: handshake.Refusal | None = None
     _session: Any = None
     _logout: Callable[[], None] | None = None
+    _logging_in: Deferred[str | None] | None = None
     _unread: int | None = None
     _paused = False
     _last_call: Any = None
@@ -118,13 +121,16 @@ class ChargePointProtocol(WebSocketServerProtocol):
 
     def onConnect(self, request: ConnectionRequest) -> Deferred[str | None]:  # type: ignore[override]
         """Decide on the handshake: fires with the subprotocol, or fails with ConnectionDeny."""
-        return Deferred.fromCoroutine(self._admit(self._upgrade))
+        self._logging_in = Deferred.fromCoroutine(self._admit(self._upgrade))
+        return self._logging_in
 
     async def _admit(self, upgrade: handshake.Upgrade) -> str | None:
         try:
             return await self._log_in(upgrade)
         except handshake.Refused as refused:
             self._refusal = refused.refusal
+        except CancelledError:
+            self._refusal = handshake.BAD_REQUEST
         except Exception:
             _log.failure("while charge point {identity!r} was logging in", identity=upgrade.identity)
             self._refusal = handshake.INTERNAL_ERROR
@@ -178,13 +184,13 @@ class ChargePointProtocol(WebSocketServerProtocol):
         if self.version not in COMPRESSED[self.factory.listener.compression]:
             return None
         # Autobahn forgets the number that a client names; more must not be asked of it (RFC 7692, 7.1.2.2).
-        named = [int(bits) for bits in re.findall(r'client_max_window_bits\s*=\s*"?(\d+)', self._upgrade.extensions)]
+        named = [int(bits) for bits in re.findall(r"client_max_window_bits=(\d+)", self._upgrade.extensions)]
         bits = min([WINDOW_BITS, *named])
         for offer in offers:
             if isinstance(offer, PerMessageDeflateOffer):
                 return PerMessageDeflateOfferAccept(  # type: ignore[no-untyped-call]
                     offer,
-                    request_max_window_bits=bits if offer.accept_max_window_bits and bits >= 9 else 0,
+                    request_max_window_bits=bits if offer.accept_max_window_bits else 0,
                     window_bits=min(WINDOW_BITS, offer.request_max_window_bits or WINDOW_BITS),
                     mem_level=MEMORY_LEVEL,
                     max_message_size=self.factory.limits.message_size,
@@ -250,7 +256,7 @@ class ChargePointProtocol(WebSocketServerProtocol):
     def _has_room(self, size: int) -> bool:
         """Count what a peer that does not read is sent; cut it off when that is too much."""
         if self._unread is not None:
-            self._unread += size
+            self._unread += size + FRAME_HEADER
             if self._unread > self.factory.limits.outgoing_buffer:
                 self.wasNotCleanReason = "the charge point does not read"
                 self.dropConnection(abort=True)
@@ -265,6 +271,9 @@ class ChargePointProtocol(WebSocketServerProtocol):
             self.ended = f"closed by the charge point with {code}"
         else:
             self.ended = self.wasNotCleanReason or "connection lost"
+        if self._logging_in is not None:
+            # Nobody waits for it any more; a password that is still to be hashed need not be.
+            self._logging_in.cancel()
         session, self._session = self._session, None
         if session is not None and self._logout is not None:
             self._logout()
@@ -320,8 +329,9 @@ class ChargePointProtocol(WebSocketServerProtocol):
     # IPushProducer
 
     def pauseProducing(self) -> None:
-        """Count from now on: the transport's buffer is full."""
-        self._unread = 0
+        """Count from now on: the transport's buffer is full. Twisted says so at each write until it is empty."""
+        if self._unread is None:
+            self._unread = 0
 
     def resumeProducing(self) -> None:
         """Stop counting: the transport's buffer is empty."""

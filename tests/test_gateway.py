@@ -15,6 +15,7 @@ from zope.interface.verify import verifyObject
 from ocppgw import exactjson
 from ocppgw.gateway import Gateway
 from ocppgw.interfaces import IAdmission, IBroker, IBrokerClient, ICentralSystem, IChargePoint, Publication
+from ocppgw.messages import MAX_READABLE_ID
 from ocppgw.session import Session
 
 CP1 = "ocpp/cs/CP1/+/+"
@@ -294,8 +295,8 @@ class TestMqtt5Properties:
         """MQTT 5, 1.5.4 and 1.5.6: no string and no binary data has more than 65,535 bytes."""
         stage = Stage(upstream={"error_topic": template}, dnstream={"topic": "d/${cid}/+/+/+"})
         stage.connect()
-        stage.deliver([2, "i" * 70_000, "A" * 70_000, {}], topic="d/CP1/a/b/c")
-        assert content(stage.last)["UniqueId"] == "i" * 70_000
+        stage.deliver([2, "i" * MAX_READABLE_ID, "A" * 70_000, {}], topic="d/CP1/a/b/c")
+        assert content(stage.last)["UniqueId"] == "i" * MAX_READABLE_ID
         properties = stage.last.properties
         assert properties is not None
         assert properties.response_topic is not None

@@ -307,3 +307,33 @@ def test_credentials_of_somebody_else_are_refused(authorization):
 def test_a_request_that_is_printed_does_not_show_its_credentials():
     authorization = basic(b"CP1:hunter2")
     assert authorization not in repr(parse_upgrade(head(Authorization=authorization), "/ocpp"))
+
+
+@pytest.mark.parametrize(
+    ("header", "kept"),
+    [
+        ("permessage-deflate", "permessage-deflate"),
+        ("permessage-deflate; client_max_window_bits", "permessage-deflate; client_max_window_bits"),
+        ('permessage-deflate ; server_max_window_bits = "10"', "permessage-deflate; server_max_window_bits=10"),
+        # zlib has no window of 8 bits, and what is not understood is declined: RFC 7692, 5.1 and 7.1.2
+        ("permessage-deflate; client_max_window_bits=8", ""),
+        ("permessage-deflate; client_max_window_bits=8, permessage-deflate", "permessage-deflate"),
+        ("permessage-deflate; colour=blue", ""),
+        ("permessage-deflate; client_max_window_bits=10; client_max_window_bits=9", ""),
+        ("permessage-deflate; client_max_window_bits=" + "9" * 5000, ""),
+        ("x-webkit-deflate-frame, permessage-bzip2", ""),
+        ("client_no_context_takeover", ""),
+        ("\xff", ""),
+    ],
+)
+def test_only_offers_that_can_be_accepted_are_passed_on(header: str, kept: str) -> None:
+    head = "\r\n".join(
+        [
+            "GET /ocpp/CP1 HTTP/1.1",
+            "Upgrade: websocket",
+            "Sec-WebSocket-Version: 13",
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+            f"Sec-WebSocket-Extensions: {header}",
+        ]
+    )
+    assert parse_upgrade(head.encode("latin-1"), "/ocpp").extensions == kept

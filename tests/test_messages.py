@@ -389,3 +389,12 @@ class TestExtensions:
     def test_other_elements_are_one_too_many(self, version: str, frame: list[Any]) -> None:
         with pytest.raises(ProtocolFault, match="elements"):
             decode_frame(exactjson.dumps(frame), version)
+
+
+def test_an_id_without_end_counts_as_unreadable() -> None:
+    # It would be repeated in an answer or a notice that nobody could carry.
+    for data in (b'[2,"%s"]', b'{"MessageTypeId":2,"UniqueId":"%s"}', b'{"UniqueId":"%s"}'):
+        with pytest.raises(ProtocolFault) as caught:
+            decode_envelope(data % (b"x" * 1025), "ocpp1.6")
+        assert caught.value.unique_id is None
+        assert caught.value.answer is None
