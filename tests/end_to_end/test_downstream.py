@@ -1,11 +1,14 @@
 """From MQTT to charge points (contract, section 4), with each kind of broker."""
 
+import socket
+import struct
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from end_to_end.wire import Stage, set_up, silent_charge_point
+from end_to_end.wire import LIMIT, Stage, set_up, silent_charge_point
 
 
 def notice(unique_id: str, action: str | None, reason: str, description: str) -> dict[str, Any]:
@@ -82,6 +85,34 @@ def test_one_call_at_a_time_and_answers_in_between(stage: Stage, cid: str) -> No
         assert charge_point.receive()[1] == "c-3"
 
 
+def test_messages_are_delivered_in_order(stage: Stage, cid: str) -> None:
+    with stage.online(cid) as charge_point:
+        for number in range(200):
+            stage.service.send(cid, [3, str(number), {}])
+        assert [charge_point.receive()[1] for _ in range(200)] == [str(number) for number in range(200)]
+
+
+def test_each_call_has_exactly_one_end(stage: Stage, cid: str) -> None:
+    """More than may wait, some of them answered with errors, some not with their own id, one id used twice."""
+    ids = [f"c-{number}" for number in range(150)] + ["c-0"]
+    with stage.online(cid) as charge_point:
+        for unique_id in ids:
+            stage.service.send(cid, [2, unique_id, "Reset", {}])
+        refused = [stage.service.take(f"ocpp/cp/Error/{cid}").content for _ in range(50)]
+        assert {error["ErrorDetails"]["reason"] for error in refused} == {"queue_full"}
+        ends = [error["UniqueId"] for error in refused]
+        while len(ends) < len(ids):
+            unique_id = charge_point.receive()[1]
+            if len(ends) % 2:
+                charge_point.send(3, unique_id, {})
+                ends.append(stage.service.take(f"ocpp/cp/Reply/{cid}").content["UniqueId"])
+            else:
+                charge_point.send(4, unique_id, "NotSupported", "", {})
+                ends.append(stage.service.take(f"ocpp/cp/Error/{cid}").content["UniqueId"])
+        assert sorted(ends) == sorted(ids)
+    assert not stage.service.left(cid)
+
+
 def test_a_lost_connection_ends_every_call(stage: Stage, cid: str) -> None:
     with stage.online(cid) as charge_point:
         stage.service.send(cid, [2, "c-1", "Reset", {}])
@@ -124,6 +155,25 @@ def test_the_late_close_of_the_old_connection_harms_nobody(stage: Stage, cid: st
             stage.service.take(f"ocpp/cp/Reply/{cid}")
         stage.gateway.wait_for(f"{cid} offline", after=seen)
     assert sum(f"{cid} offline" in line for line in stage.gateway.lines[seen:]) == 1
+
+
+def test_a_storm_of_takeovers_leaves_one_that_works(stage: Stage, cid: str) -> None:
+    def connect_and_vanish() -> None:
+        for _ in range(10):
+            with silent_charge_point(stage.port, cid) as charge_point:
+                # Closed with unread bytes, or with a linger of 0, a socket sends a reset.
+                charge_point.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    storm = [threading.Thread(target=connect_and_vanish) for _ in range(5)]
+    for thread in storm:
+        thread.start()
+    for thread in storm:
+        thread.join(LIMIT)
+    with stage.online(cid) as charge_point:
+        stage.service.send(cid, [2, "c-1", "Reset", {}])
+        assert charge_point.receive()[1] == "c-1"
+        charge_point.send(3, "c-1", {})
+        stage.service.take(f"ocpp/cp/Reply/{cid}")
 
 
 @pytest.mark.parametrize(

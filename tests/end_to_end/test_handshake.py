@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from end_to_end.wire import LIMIT, Answer, ChargePoint, Stage, ask, basic, request, set_up, silent_charge_point
+from end_to_end.wire import LIMIT, Answer, ChargePoint, Stage, ask, basic, masked, request, set_up, silent_charge_point
 from ocppgw.auth import set_password
 
 # Anybody may connect here: identity, path and WebSocket
@@ -132,7 +132,7 @@ def test_without_a_subprotocol_there_is_no_connection(stage_5: Stage, cid: str) 
 def test_without_a_common_subprotocol_the_connection_is_closed_at_once(stage_5: Stage, cid: str) -> None:
     """OCPP-J 1.6, 3.2: complete the handshake without the header, then close."""
     with socket.create_connection(("127.0.0.1", stage_5.port), timeout=LIMIT) as connection:
-        connection.sendall(request(f"/ocpp/{cid}", offered=["ocpp1.5", "soap"]) + frame(b'[2,"1","A",{}]'))
+        connection.sendall(request(f"/ocpp/{cid}", offered=["ocpp1.5", "soap"]) + masked(b'[2,"1","A",{}]'))
         received = b""
         while b"\r\n\r\n\x88" not in received:
             piece = connection.recv(65536)
@@ -175,7 +175,7 @@ def test_what_a_peer_says_is_not_repeated_to_it_nor_does_it_break_the_log(stage_
 
 def test_a_frame_right_behind_the_request_is_not_lost(stage_5: Stage, cid: str) -> None:
     with socket.create_connection(("127.0.0.1", stage_5.port), timeout=LIMIT) as connection:
-        connection.sendall(request(f"/ocpp/{cid}") + frame(b'[2,"1","Early",{}]'))
+        connection.sendall(request(f"/ocpp/{cid}") + masked(b'[2,"1","Early",{}]'))
         assert stage_5.service.take(f"ocpp/cp/{cid}/Early").content["UniqueId"] == "1"
 
 
@@ -248,14 +248,26 @@ def test_who_answers_pings_stays_and_who_does_not_is_gone(peculiar: Stage, cid: 
 def test_who_does_not_read_is_gone(peculiar: Stage, cid: str) -> None:
     with silent_charge_point(peculiar.port, cid, path="/a/b"):
         peculiar.gateway.wait_for(f"{cid} online")
-        while not any(f"{cid} offline" in line for line in peculiar.gateway.lines):
-            peculiar.service.send(cid, [3, "1", {"data": "x" * 500_000}])
+        with ChargePoint(peculiar.port, f"{cid}-2", path="/a/b") as other:
+            while not any(f"{cid} offline" in line for line in peculiar.gateway.lines):
+                peculiar.service.send(cid, [3, "1", {"data": "x" * 500_000}])
+                # In the meantime nobody else has to wait.
+                peculiar.service.send(f"{cid}-2", [3, "1", {}])
+                assert other.receive() == [3, "1", {}]
     peculiar.gateway.wait_for(f"{cid} offline: the charge point does not read")
     error = peculiar.service.take(f"ocpp/cp/Error/{cid}").content
     assert (error["UniqueId"], error["ErrorDetails"]["reason"]) == ("1", "disconnected")
 
 
 # Credentials
+
+
+@pytest.mark.parametrize(("name", "status"), [("", 101), ("other", 401)])
+def test_where_anybody_may_connect_a_name_has_to_be_right_all_the_same(
+    stage_5: Stage, cid: str, name: str, status: int
+) -> None:
+    assert ask(stage_5.port, request(f"/ocpp/{cid}", f"Authorization: {basic(name or cid, b'any')}")).status == status
+
 
 PASSWORDS = {
     "CP1": b"correct horse:battery",
@@ -382,8 +394,3 @@ def assert_refused(answer: Answer, status: int) -> None:
     assert int(answer.headers["content-length"]) == len(answer.body)
     if status == 401:
         assert answer.headers["www-authenticate"].startswith('Basic realm="')
-
-
-def frame(payload: bytes) -> bytes:
-    """Write a masked text frame of less than 126 bytes (RFC 6455, 5.2)."""
-    return bytes([0x81, 0x80 | len(payload)]) + b"\0\0\0\0" + payload

@@ -15,8 +15,10 @@ from end_to_end.wire import (
     ChargePoint,
     Service,
     answers,
+    ask,
     assert_calm,
     eventually,
+    request,
     set_up,
     silent_charge_point,
     start_gateway,
@@ -87,6 +89,7 @@ def test_several_listeners_and_templates_are_all_named(tmp_path: Path) -> None:
         process.wait_for(rf"charge points connect to ws://\[::1\]:{other}/ocpp/<identity>")
         told = process.wait_for(r"subscribe to (.*) and publish to (.*)")
         assert told.groups() == ("site/ocpp/cp/+/+, site/boot/+", "site/ocpp/cs/<identity>/<any>/<any>")
+        assert ask(port, request("/CP1")).status == 101
     assert_calm(process)
 
 

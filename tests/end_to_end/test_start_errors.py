@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import START_LIMIT, free_port, import_path, script
+from processes import free_port, import_path, script
 
-from end_to_end.wire import answers
+from end_to_end.wire import LIMIT, answers
 
 WS = "--ws tcp:{port}:interface=127.0.0.1 "
 WSS = "--wss ssl:{port}:interface=127.0.0.1:privateKey={certificates}/"
@@ -117,7 +117,7 @@ def refused(*arguments: str) -> str:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=START_LIMIT,
+        timeout=LIMIT,
         check=False,
     )
     assert (result.returncode, result.stdout) == (1, ""), result.stdout + result.stderr

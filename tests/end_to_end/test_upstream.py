@@ -2,7 +2,7 @@
 
 import pytest
 
-from end_to_end.wire import ChargePoint, Stage, exactly
+from end_to_end.wire import ChargePoint, Stage, exactly, masked, silent_charge_point
 
 # With such an action or identity, and how it stands in a topic (contract, section 3), a careless gateway would speak
 # on somebody else's topic, or be thrown out by its broker: mosquitto closes the connection for control characters and
@@ -101,6 +101,13 @@ def test_messages_arrive_complete_and_in_order(stage: Stage, cid: str) -> None:
             charge_point.send(2, str(number), "MeterValues", {})
         ids = [stage.service.take(f"ocpp/cp/{cid}/MeterValues").content["UniqueId"] for _ in range(500)]
         assert ids == [str(number) for number in range(500)]
+
+
+def test_what_a_charge_point_said_before_it_vanished_is_published(stage: Stage, cid: str) -> None:
+    with silent_charge_point(stage.port, cid) as charge_point:
+        charge_point.sendall(masked(b'[2,"1","StopTransaction",{}]') + masked(b'[2,"2","StatusNotification",{}]'))
+    assert stage.service.take(f"ocpp/cp/{cid}/StopTransaction").content["UniqueId"] == "1"
+    assert stage.service.take(f"ocpp/cp/{cid}/StatusNotification").content["UniqueId"] == "2"
 
 
 def test_values_survive(stage: Stage, cid: str) -> None:

@@ -57,6 +57,8 @@ class Service:
         self._client.on_subscribe = lambda *_: self._subscribed.set()
         self._client.on_message = self._received
         self._client.reconnect_delay_set(1, 1)
+        # Or each publication waits 40 ms for a delayed acknowledgement.
+        self._client.on_socket_open = lambda _c, _u, sock: sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._client.connect("127.0.0.1", port)
 
     def __enter__(self) -> Self:
@@ -275,6 +277,11 @@ def silent_charge_point(port: int, cid: str, path: str = "/ocpp") -> socket.sock
     connection.sendall(request(f"{path}/{cid}"))
     assert connection.recv(65536).startswith(b"HTTP/1.1 101 ")
     return connection
+
+
+def masked(payload: bytes) -> bytes:
+    """Write a text frame of less than 126 bytes as a client does (RFC 6455, 5.2)."""
+    return bytes([0x81, 0x80 | len(payload)]) + b"\0\0\0\0" + payload
 
 
 def ask(port: int, data: bytes) -> Answer:
