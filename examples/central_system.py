@@ -9,7 +9,6 @@ a central system that you have already needs no more than that. The topics, with
 
     ocpp/cp/<id>/<action>      what the charge point <id> asks
     ocpp/cp/Reply/<id>         its answers to our commands; errors are on ocpp/cp/Error/<id>
-    ocpp/cp/Status/<id>        whether it is connected, a retained message
     ocpp/cs/<id>/<any>/<any>   where the gateway listens for our answers and commands
 """
 

@@ -1,7 +1,7 @@
 """The CALLs of one charge point that no service has answered yet. No I/O, and never an answer of our own.
 
 What they are good for: the payload of an answer is checked against the action that it answers; an answer that does
-not come in time is counted; with strict mode upstream only one is handed on at a time.
+not come in time is counted; a charge point that cannot do two things at once is left alone meanwhile.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ What runs in the other thread is in ``mqtt``; this module runs in the reactor's 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,7 +72,7 @@ class Broker(Service):
             return succeed(None)
         self.running = False
         ended = self._ended = Deferred()
-        self._link.stop(self._drain_seconds if self.away_since is None else 0.0)
+        self._link.stop(self._drain_seconds if self.away_since is None or self._queue.pending else 0.0)
         ended.addTimeout(self._drain_seconds + STOP_GRACE, self._reactor, lambda result, timeout: None)
         return ended.addCallback(lambda _: self._say_what_is_left())
 
@@ -183,6 +184,7 @@ class Broker(Service):
     def link_refused(self, topic: str, reason: str) -> None:
         """Say so: a message is lost."""
         self._say("broker {broker} refuses messages: {reason} (e.g. on {topic})", reason, topic=topic)
+        self.client.publication_refused()
 
     def link_drained(self) -> None:
         """Tell the client that there is room again."""
@@ -200,6 +202,8 @@ class Broker(Service):
 
     def _say(self, text: str, reason: str, **fields: object) -> None:
         now = self._reactor.seconds()
-        if now - self._said.get(text + reason, -LOG_INTERVAL) >= LOG_INTERVAL:
-            self._said[text + reason] = now
+        # Sizes in a reason do not make it another one.
+        said = text + re.sub(r"\d+", "#", reason)
+        if now - self._said.get(said, -LOG_INTERVAL) >= LOG_INTERVAL:
+            self._said[said] = now
             self.log.error(text, broker=self._name, client_id=self._client_id, reason=reason, **fields)

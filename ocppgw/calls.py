@@ -1,7 +1,7 @@
 """The CALLs that services send to one charge point: which one is out, which wait, and how each of them ends. No I/O.
 
 One at a time is written (OCPP-J 1.6 and Part 4, 4.1.1); the next waits until that one was answered or its time is up.
-Each CALL has exactly one end: ``answered`` finds it, or the owner is told of a failure. What ended by timeout is
+Each CALL has exactly one end: ``answered`` finds it, or the owner is told of a failure. What ended without an answer is
 remembered for a while, so that a late answer is known as one. Without strict mode many are out, but no id twice.
 """
 
@@ -16,6 +16,8 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from ocppgw.messages import Call
 from ocppgw.settings import Downstream
 
+MAX_ANSWERED = 100
+"""Answered CALLs that are remembered, for a broker that delivers one again."""
 MAX_LATE = 1000
 """CALLs that are remembered for late answers."""
 
@@ -59,10 +61,17 @@ class Calls:
         self._out: dict[str, _Entry] = {}
         self._waiting: deque[_Entry] = deque()
         self._late: OrderedDict[str, tuple[str, float]] = OrderedDict()
+        self._answered: deque[str] = deque(maxlen=MAX_ANSWERED)
 
     def __len__(self) -> int:
         """How many have no end yet."""
         return len(self._out) + len(self._waiting)
+
+    def knows(self, unique_id: str) -> bool:
+        """Whether a CALL with this id is out, waits, or has ended not long ago."""
+        if unique_id in self._out or unique_id in self._late or unique_id in self._answered:
+            return True
+        return any(entry.call.unique_id == unique_id for entry in self._waiting)
 
     def add(self, call: Call, expiry: float | None = None) -> None:
         """Write a CALL, or let it wait. expiry: seconds that it may wait at most (MQTT 5, 3.3.2.3.3)."""
@@ -81,6 +90,7 @@ class Calls:
         entry = self._out.pop(unique_id, None)
         if entry is not None:
             _stop(entry)
+            self._answered.append(unique_id)
             return Answered(entry.call.action, late=False)
         action, until = self._late.pop(unique_id, ("", 0.0))
         return Answered(action, late=True) if self._clock.seconds() < until else None
@@ -100,6 +110,7 @@ class Calls:
         for entry in (*out, *waiting):
             _stop(entry)
         for entry in out:
+            self._remember(entry.call)
             self._fail(entry.call, reason, "the connection ended before the answer")
         for entry in waiting:
             self._fail(entry.call, reason, "the connection ended before it was sent")
@@ -138,11 +149,16 @@ class Calls:
     def _timed_out(self, entry: _Entry) -> None:
         call = entry.call
         del self._out[call.unique_id]
+        self._remember(call)
+        waited = self._settings.call_timeout + self._settings.retries * self._settings.retry_interval
+        self._fail(call, "timeout", f"no answer in {waited:g} s")
+        self.proceed()
+
+    def _remember(self, call: Call) -> None:
+        """Know a late answer when it comes."""
         self._late[call.unique_id] = (call.action, self._clock.seconds() + self._settings.late_window)
         if len(self._late) > MAX_LATE:
             self._late.popitem(last=False)
-        self._fail(call, "timeout", f"no answer in {self._settings.call_timeout:g} s")
-        self.proceed()
 
     def _expired(self, entry: _Entry) -> None:
         self._waiting.remove(entry)

@@ -106,6 +106,10 @@ def _settings(table: dict[str, Any], source: str, notices: tuple[str, ...]) -> S
 def _with_credentials(mqtt: Mqtt, source: str) -> tuple[Mqtt, tuple[str, ...]]:
     """Find user name and password: the environment wins over the file, and both over the URL."""
     address = parse_broker(mqtt.url, source)
+    for_tls = ("ca_file", "cert_file", "key_file", "server_name", "alpn")
+    unused = [name for name in for_tls if getattr(mqtt, name)]
+    if unused and not address.tls:
+        raise SettingsError(f"{source}: mqtt.{unused[0]}: is for mqtts:// and wss:// only, and mqtt.url has no TLS")
     username = os.environ.get("OCPPGW_MQTT_USER") or mqtt.username or address.username
     password = os.environ.get("OCPPGW_MQTT_PASSWORD") or mqtt.password or address.password
     notice = "the password in the broker's URL can be read by whoever lists processes: OCPPGW_MQTT_PASSWORD cannot"

@@ -18,6 +18,8 @@ _KEYS = {
     "ocpp.dnstream.retry_interval": ("dnstream", "retry_interval"),
     "ocpp.message_format_checking": ("", "message_format_checking"),
 }
+# Keys of EMQX for which there is no need here, beside those of its listeners and of the gateway as a whole.
+_UNUSED = ("ocpp.upstream.strit_mode", "ocpp.upstream.qos", "ocpp.dnstream.qos", "ocpp.dnstream.awaiting_timeout")
 _OVERRIDE = "ocpp.upstream.topic."
 
 
@@ -41,6 +43,8 @@ def read(text: str, path: str) -> tuple[dict[str, Any], tuple[str, ...]]:
         elif key.startswith(_OVERRIDE):
             mapping = table.setdefault("upstream", {}).setdefault("topic_override_mapping", {})
             mapping[key.removeprefix(_OVERRIDE)] = value
+        elif key.startswith(("ocpp.upstream.", "ocpp.dnstream.")) and key not in _UNUSED:
+            raise SettingsError(f"{path}: line {number}: {key}: unknown key; known are {', '.join(sorted(_KEYS))}")
         else:
             unused.append(key)
     notices = (f"{path}: not used here: {', '.join(dict.fromkeys(unused))}",) if unused else ()

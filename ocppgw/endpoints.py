@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -91,8 +93,20 @@ class _NotingReactor:
         raise _Noted(Address(str(name), None, inherited=True))
 
 
+def check_together(listening: Sequence[tuple[str, Address]]) -> None:
+    """See that no two want the same place. Raises EndpointError."""
+    for index, (description, address) in enumerate(listening):
+        for other_description, other in listening[:index]:
+            if address.inherited or other.inherited or address.port != other.port:
+                continue
+            everywhere = "" in (address.host, other.host) and address.port is not None
+            if address.port != 0 and (everywhere or address.host == other.host):
+                raise EndpointError(f"{description}: wants the same place as {other_description}")
+
+
 def address_of(description: str) -> Address:
     """Find out where an endpoint string listens. Raises EndpointError."""
+    _check_key(description)
     reactor: Any = _NotingReactor()
     try:
         listening = serverFromString(reactor, description).listen(Factory())  # type: ignore[no-untyped-call]
@@ -105,6 +119,18 @@ def address_of(description: str) -> Address:
         raise EndpointError(f"{description}: {failures[0].getErrorMessage() if failures else 'has no address'}")
     address: Address = failures[0].value.address
     return address
+
+
+def _check_key(description: str) -> None:
+    """See that the key of ssl: is not encrypted: OpenSSL would ask for its pass phrase on the terminal, and wait."""
+    key = re.search(r":privateKey=((?:[^:\\]|\\.)*)", description)
+    if key is None or not description.startswith("ssl:"):
+        return
+    path = Path(re.sub(r"\\(.)", r"\1", key[1]))
+    if path.is_file() and b"ENCRYPTED" in path.read_bytes()[:65536]:
+        raise EndpointError(
+            f"{description}: the key is encrypted; a gateway that starts by itself needs one that is not"
+        )
 
 
 def check_free(description: str, address: Address) -> None:

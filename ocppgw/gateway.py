@@ -6,7 +6,7 @@ to the sessions that they are for, and acknowledged in the order of receipt. Kno
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -41,6 +41,13 @@ GOING_AWAY = 1001
 REPLACED = 4001
 """Close codes (RFC 6455, 7.4.1; 4000 and above are ours)."""
 
+LOG_INTERVAL = 60.0
+"""Seconds between two log lines about messages for charge points that are not here; all of them are counted."""
+UNDER_WAY = 10.0
+"""Seconds for which the end of a session is remembered."""
+MAX_ENDED = 10_000
+ENVELOPE = 65536
+"""Bytes that an envelope may have beside its payload; a payload may be twice as long with JSON's escapes."""
 UNKNOWN_ACTION = "-"
 """Stands for ${action} where an answer matches no CALL."""
 MAX_VALUE = 255
@@ -63,6 +70,10 @@ class Gateway(Service):
         self._schemas = schemas
         self._rules = self._make_rules({})
         self.sessions: dict[str, Session] = {}
+        # Sessions that have ended a moment ago: what was under way to them has its end with them.
+        self._ended: OrderedDict[str, tuple[Session, float]] = OrderedDict()
+        self._strays = 0
+        self._stray_logged = -LOG_INTERVAL
         self.counters: Counter[str] = Counter()
         self._broker = broker
         self._clock = clock
@@ -148,6 +159,10 @@ class Gateway(Service):
         if self.sessions.get(session.level) is not session:
             return
         del self.sessions[session.level]
+        self._ended[session.level] = (session, self._clock.seconds() + UNDER_WAY)
+        self._ended.move_to_end(session.level)
+        if len(self._ended) > MAX_ENDED:
+            self._ended.popitem(last=False)
         self._broker.unsubscribe(self._filter(session))
         self.log.info("charge point {cid} offline: {reason}", cid=session.level, reason=session.charge_point.ended)
         if self._emptied is not None and not self.sessions:
@@ -242,17 +257,42 @@ class Gateway(Service):
             self.count("retained")
             self.log.warn("retained message on {topic} is not forwarded", topic=delivery.topic)
             return
+        if len(delivery.payload) > 2 * self.settings.limits.message_size + ENVELOPE:
+            # Reading it would hold everybody up, and no charge point could be sent what is in it.
+            self.count("too_large_to_read")
+            self.log.warn(
+                "message on {topic} is not read: it has {size} bytes", topic=delivery.topic, size=len(delivery.payload)
+            )
+            return
         downstream = self.settings.topics.downstream
         values = downstream.match(delivery.topic)
         session = self.sessions.get(values["cid"]) if values is not None else None
         if session is not None:
             session.message_received(delivery)
             return
-        self.count("unknown_identity")
-        self.log.info("message on {topic}: no such charge point is connected here", topic=delivery.topic)
+        ended, until = self._ended.get(values["cid"], (None, 0.0)) if values is not None else (None, 0.0)
+        if ended is not None and self._clock.seconds() < until:
+            ended.message_received(delivery)
+            return
+        self._stray(delivery)
         if values is not None:
             # A subscription that an earlier process of this name has left in the broker's session.
             self._broker.unsubscribe(downstream.render(values))
+
+    def _stray(self, delivery: Delivery) -> None:
+        self.count("unknown_identity")
+        self._strays += 1
+        if self._clock.seconds() - self._stray_logged >= LOG_INTERVAL:
+            self._stray_logged = self._clock.seconds()
+            self.log.info(
+                "message on {topic}: no such charge point is connected here ({count} so far)",
+                topic=delivery.topic,
+                count=self._strays,
+            )
+
+    def publication_refused(self) -> None:
+        """Count a message that no service will get."""
+        self.count("publication_refused")
 
     def broker_connected(self) -> None:
         """Nothing to do: the broker's edge has renewed the subscriptions."""

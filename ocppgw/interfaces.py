@@ -124,6 +124,9 @@ class IBrokerClient(Interface):
     def broker_lost(reason: str) -> None:
         """The connection is gone; the edge keeps trying."""
 
+    def publication_refused() -> None:
+        """A message was given up, since the broker will never take it."""
+
     def broker_congested() -> None:
         """The queue has reached its high-water mark: stop reading from charge points."""
 

@@ -40,6 +40,10 @@ FIRST_DELAY, LAST_DELAY = 1.0, 30.0
 """Seconds between attempts to connect, doubled each time, plus or minus a fifth."""
 SHORT_LIVED = 10.0
 """Seconds: three connections in a row that end sooner mean that somebody else uses our client id."""
+GIVE_UP = 5
+"""Short connections in a row over which the same publication stays the oldest one until it is given up."""
+RETRY_AT_STOP = 0.5
+"""Seconds between attempts to connect while a stop still has something to send."""
 TURN = 1.0
 """Seconds between looks at MQTT's keep alive."""
 READS = 100
@@ -119,6 +123,8 @@ class Link:
         self._reason = ""
         self._refusal: ReasonCode | None = None
         self._short_lived = 0
+        self._stuck: Publication | None = None
+        self._stuck_times = 0
         self._window = WINDOW
         self._max_packet: int | None = None
         self._filters: dict[str, int] = {}
@@ -156,6 +162,11 @@ class Link:
                 self._replace_client()
             if self._over():
                 break
+            if self._deadline is not None:
+                # A stop waits for the broker as long as there is something to be sent.
+                self._connected_at = None
+                self._wait(RETRY_AT_STOP)
+                continue
             connected_at, self._connected_at = self._connected_at, None
             if connected_at is not None:
                 delay = self._after_loss(time.monotonic() - connected_at)
@@ -170,6 +181,9 @@ class Link:
     def _after_loss(self, lived: float) -> float:
         """Tell that a connection has ended; give back the seconds until the next attempt."""
         self._short_lived = self._short_lived + 1 if lived < SHORT_LIVED else 0
+        if self._is_stuck():
+            self._call(self._events.link_lost, self._reason)
+            return FIRST_DELAY
         taken_over = self._refusal is not None and self._refusal.value == _SESSION_TAKEN_OVER
         if taken_over or self._short_lived >= 3:
             self._call(self._events.link_taken_over, LAST_DELAY)
@@ -197,8 +211,32 @@ class Link:
         self._queue.put_back(self._unacknowledged.values())
         self._unacknowledged.clear()
 
+    def _is_stuck(self) -> bool:
+        """Whether one publication may be why the broker closes the connection, again and again.
+
+        It is the oldest unacknowledged one, and stays so from one short connection to the next. After a few of them it
+        is given up, or nothing else would ever get through.
+        """
+        mid, oldest = next(iter(self._unacknowledged.items()), (0, None))
+        if oldest is None or not self._short_lived:
+            self._stuck, self._stuck_times = None, 0
+            return False
+        self._stuck_times = self._stuck_times + 1 if oldest is self._stuck else 1
+        self._stuck = oldest
+        if self._stuck_times >= GIVE_UP:
+            self._stuck, self._stuck_times = None, 0
+            del self._unacknowledged[mid]
+            self._replace_client()
+            reason = f"it closes the connection over one of {len(oldest.payload)} bytes"
+            self._call(self._events.link_refused, oldest.topic, reason)
+            self._publication_finished(oldest)
+            return True
+        return self._stuck_times > 1
+
     def _over(self) -> bool:
-        return self._deadline is not None
+        """Whether to end: a stop was asked for, and nothing is left to be sent, or no time to send it."""
+        deadline = self._deadline
+        return deadline is not None and (not self._queue.pending or time.monotonic() >= deadline)
 
     def _wait(self, seconds: float) -> None:
         """Wait, but not beyond a stop."""
@@ -240,7 +278,7 @@ class Link:
             if time.monotonic() - looked >= TURN:
                 looked = time.monotonic()
                 client.loop_misc()
-            if self._over() and self._finish(client):
+            if self._deadline is not None and self._finish(client):
                 return
 
     def _read(self, client: paho.Client, fd: int, decrypted: Callable[[], int]) -> None:
@@ -322,14 +360,11 @@ class Link:
 
     def _finish(self, client: paho.Client) -> bool:
         """Disconnect when everything is sent or the time is up; whether the connection is at its end."""
-        late = time.monotonic() >= (self._deadline or 0.0)
-        if (
-            not late
-            and self._connected_at is not None
-            and (self._queue.pending or self._queue.commands or client.want_write())
-        ):
+        connected = self._connected_at is not None
+        busy = self._queue.pending or (connected and (self._queue.commands or client.want_write()))
+        if busy and time.monotonic() < (self._deadline or 0.0):
             return False
-        disconnect(client, end_session=self._connected_at is not None)
+        disconnect(client, end_session=connected)
         until = time.monotonic() + 1.0
         while client.want_write() and client.socket() is not None and time.monotonic() < until:
             client.loop_write()

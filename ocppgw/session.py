@@ -118,7 +118,10 @@ class Session:
         except ProtocolFault as fault:
             self._frame_refused(frame, fault, "invalid_frame")
             return
-        if isinstance(message, (Call, Send)):
+        if isinstance(message, Call) and self._end is not None:
+            # Its answer could not be sent any more, or would reach the successor, which has not asked.
+            self._owner.count("call_after_end")
+        elif isinstance(message, (Call, Send)):
             self._request_received(message, frame)
         else:
             self._answer_received(message, frame)
@@ -129,7 +132,7 @@ class Session:
             self._frame_refused(frame, fault, "invalid_payload")
             if self._rules.reject:
                 return
-        if isinstance(message, Call) and self._end is None:
+        if isinstance(message, Call):
             self._asked.add(message.unique_id, message.action)
         self._owner.publish(self, message, None, frame)
 
@@ -153,19 +156,11 @@ class Session:
 
     def message_received(self, delivery: Delivery) -> None:
         """Take one message that a service published for this charge point."""
-        try:
-            message = decode_envelope(delivery.payload, self.version)
-        except ProtocolFault as fault:
-            if fault.unique_id is None:
-                self._owner.count("invalid_envelope")
-                self.log.warn(
-                    "message for charge point {cid} on {topic} is not OCPP-J and has no id to answer: {reason}",
-                    cid=self.level,
-                    topic=delivery.topic,
-                    reason=fault.reason,
-                )
-            else:
-                self._fail(fault.unique_id, fault.action, "invalid", fault.reason)
+        message = self._decoded(delivery)
+        if message is None:
+            return
+        if delivery.duplicate and isinstance(message, Call) and self._calls.knows(message.unique_id):
+            self._owner.count("delivered_again")
             return
         asked = self._asked.action_of(message.unique_id)
         action = message.action if isinstance(message, (Call, Send)) else asked
@@ -191,6 +186,23 @@ class Session:
                 self._booting.cancel()
                 self._booted()
             self._calls.proceed()
+
+    def _decoded(self, delivery: Delivery) -> Message | None:
+        """Read a message; one that is not OCPP-J has its notice, where it has an id."""
+        try:
+            return decode_envelope(delivery.payload, self.version)
+        except ProtocolFault as fault:
+            if fault.unique_id is not None:
+                self._fail(fault.unique_id, fault.action, "invalid", fault.reason)
+                return None
+            self._owner.count("invalid_envelope")
+            self.log.warn(
+                "message for charge point {cid} on {topic} is not OCPP-J and has no id to answer: {reason}",
+                cid=self.level,
+                topic=delivery.topic,
+                reason=fault.reason,
+            )
+            return None
 
     def closed(self, reason: str) -> None:
         """End every CALL that has no answer yet. reason: "disconnected", "replaced" or "shutting_down"."""

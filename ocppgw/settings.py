@@ -42,7 +42,7 @@ def _text(value: Any) -> str:
 
 
 def _name(value: Any) -> str:
-    if re.search(r"[\s/+#$\x00-\x1f]", _text(value)):
+    if re.search(r"[\s/+#$\x00-\x1f\x7f-\x9f\ud800-\udfff]", _text(value)):
         raise ValueError("must be a name without white space, / + # $")
     return str(value)
 

@@ -24,7 +24,7 @@ from ocppgw.auth import Chain, PasswordFileError
 from ocppgw.broker import Broker
 from ocppgw.config import is_tls, load, with_version
 from ocppgw.embedded import EmbeddedBroker, EmbeddedBrokerError, check_port
-from ocppgw.endpoints import Address, EndpointError, address_of, check_free, with_backlog
+from ocppgw.endpoints import Address, EndpointError, address_of, check_free, check_together, with_backlog
 from ocppgw.gateway import Gateway
 from ocppgw.mqttclient import tls_context, words
 from ocppgw.schemas import SchemaError, Schemas
@@ -106,8 +106,12 @@ def makeService(options: Options) -> IService:
 def compose(settings: Settings, reactor: Any) -> IService:
     """Join the parts. Raises SettingsError, EndpointError, EmbeddedBrokerError, PasswordFileError."""
     addresses = [_checked_address(listener.endpoint) for listener in settings.listeners]
+    places = [(listener.endpoint, address) for listener, address in zip(settings.listeners, addresses, strict=True)]
     checkers = _checkers(settings, addresses)
     broker_address = parse_broker(settings.mqtt.url)
+    if broker_address.transport == "embedded":
+        places.append(("the embedded broker", Address(broker_address.host, broker_address.port)))
+    check_together(places)
     if broker_address.transport == "embedded":
         check_port(broker_address.port)
         settings = with_version(settings, "3.1.1")

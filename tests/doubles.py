@@ -137,6 +137,9 @@ class FakeBrokerClient:
     def broker_lost(self, reason: str) -> None:
         self.told.append(f"lost: {reason}")
 
+    def publication_refused(self) -> None:
+        self.told.append("refused")
+
     def broker_congested(self) -> None:
         self.told.append("congested")
         self.when_congested()

@@ -18,13 +18,14 @@ from hypothesis import strategies as st
 from twisted.cred.checkers import AllowAnonymousAccess, FilePasswordDB, ICredentialsChecker
 from twisted.cred.credentials import IUsernamePassword
 from twisted.cred.error import UnauthorizedLogin
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.logger import LogLevel, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from ocppgw.auth import (
+    MAX_VERIFYING,
     BackendAway,
     Chain,
     ChargePointCredentials,
@@ -379,3 +380,19 @@ class PasswordFileTests(TestCase):
     def test_a_gateway_does_not_start_without_its_password_file(self):
         with pytest.raises(PasswordFileError):
             PasswordFile(self.path.with_name("none"))
+
+
+def test_no_more_logins_wait_than_can_be_served(path, monkeypatch):
+    """More than that are told to come again, and who has gone is not worked for."""
+    path.write_text(f"CP1:{HASH}\n", encoding="utf-8")
+    checker = PasswordFile(path)
+    wrong = credentials(password=b"wrong")
+    monkeypatch.setattr("ocppgw.auth.deferToThread", lambda function: Deferred())
+    waiting = [checker.requestAvatarId(wrong) for _ in range(MAX_VERIFYING)]
+    failures = []
+    checker.requestAvatarId(wrong).addErrback(failures.append)
+    assert [failure.type for failure in failures] == [BackendAway]
+    waiting[0].addErrback(lambda failure: failure.trap(CancelledError))
+    waiting[0].cancel()
+    checker.requestAvatarId(wrong).addErrback(failures.append)
+    assert len(failures) == 1

@@ -298,9 +298,13 @@ class TestConnection:
             for number in range(100):
                 still.broker.link_refused(f"ocpp/cp/CP{number}/Heartbeat", "Not authorized")
             still.broker.link_refused("ocpp/cp/CP1/Heartbeat", "Quota exceeded")
+            for size in range(100):
+                still.broker.link_refused("ocpp/cp/CP1/A", f"{size} bytes, 5 are allowed")
+        assert still.client.told.count("refused") == 201
         assert lines(events) == [
             "broker mqtt://broker refuses messages: Not authorized (e.g. on ocpp/cp/CP0/Heartbeat)",
             "broker mqtt://broker refuses messages: Quota exceeded (e.g. on ocpp/cp/CP1/Heartbeat)",
+            "broker mqtt://broker refuses messages: 0 bytes, 5 are allowed (e.g. on ocpp/cp/CP1/A)",
         ]
 
 

@@ -368,3 +368,11 @@ class TestChargePoints:
     )
     def test_what_cannot_be_used_is_told(self, file, text, message):
         assert error_of(file, text).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "line", ['ca_file = "ca.pem"', 'cert_file = "c"', 'key_file = "k"', 'server_name = "b"', 'alpn = ["x"]']
+)
+def test_what_is_for_tls_needs_tls(file, line):
+    message = f"mqtt.{line.split()[0]}: is for mqtts:// and wss:// only, and mqtt.url has no TLS"
+    assert error_of(file, f'[mqtt]\nurl = "mqtt://broker"\n{line}') == message

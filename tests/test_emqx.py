@@ -94,3 +94,8 @@ def test_a_faulty_line_is_told_in_one(tmp_path, text, problem):
     with pytest.raises(SettingsError) as caught:
         load(str(file))
     assert str(caught.value) == f"{file}: {problem}"
+
+
+def test_a_key_that_emqx_does_not_have_is_no_notice():
+    with pytest.raises(SettingsError, match=r"line 2: ocpp.upstream.reply_topik: unknown key; known are "):
+        read("##\nocpp.upstream.reply_topik = x\n", "emqx_ocpp.conf")

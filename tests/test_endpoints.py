@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from ocppgw.endpoints import Address, EndpointError, address_of, check_free, with_backlog
+from ocppgw.endpoints import Address, EndpointError, address_of, check_free, check_together, with_backlog
 
 ROOT = Path(__file__).parents[1]
 
@@ -282,3 +282,27 @@ def test_a_file_where_a_unix_socket_should_be_is_told(tmp_path):
     file.touch()
     assert problem_of(f"unix:{file}") == "cannot be listened on: something else is there"
     assert problem_of(f"unix:{tmp_path}") == "cannot be listened on: something else is there"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("tcp:9000", "tcp:9000"),
+        ("tcp:9000:interface=127.0.0.1", "tcp:9000"),
+        ("unix:/tmp/ocppgw-test.sock", "unix:/tmp/ocppgw-test.sock"),
+    ],
+)
+def test_two_listeners_cannot_have_one_place(one, other):
+    with pytest.raises(EndpointError, match=f"{other}: wants the same place as {one}"):
+        check_together([(one, address_of(one)), (other, address_of(other))])
+
+
+def test_two_listeners_may_have_two_places():
+    places = ["tcp:9000:interface=127.0.0.1", "tcp:9000:interface=127.0.0.2", "tcp:9001", "tcp:0", "tcp:0"]
+    check_together([(place, address_of(place)) for place in places])
+
+
+def test_an_encrypted_key_asks_nobody_on_the_terminal(tmp_path):
+    (tmp_path / "key.pem").write_text("-----BEGIN ENCRYPTED PRIVATE KEY-----\n", encoding="utf-8")
+    with pytest.raises(EndpointError, match="the key is encrypted"):
+        address_of(f"ssl:0:privateKey={tmp_path}/key.pem:certKey={tmp_path}/cert.pem")

@@ -494,12 +494,24 @@ class TestOneIdentityTwice:
         assert stage.gateway.sessions == {}
         assert stage.broker.filters == {}
 
-    def test_what_the_old_one_still_says_goes_upstream(self) -> None:
+    def test_a_call_of_the_old_one_is_left_to_its_sender(self) -> None:
+        # The answer would go to the new one, which has not asked; a CALL without an answer is sent again.
         stage = Stage()
         old = stage.connect()
         stage.connect()
         old.frame_received(b'[2,"u-1","StopTransaction",{}]')
-        assert stage.last.topic == "ocpp/cp/CP1/StopTransaction"
+        assert stage.broker.publications == []
+        assert stage.gateway.counters["call_after_end"] == 1
+
+    def test_an_answer_of_the_old_one_is_late(self) -> None:
+        stage = Stage()
+        old = stage.connect()
+        stage.deliver([2, "c-1", "Reset", {}])
+        stage.connect()
+        old.frame_received(b'[3,"c-1",{"status":"Accepted"}]')
+        assert stage.last.topic == "ocpp/cp/Reply/CP1"
+        assert content(stage.last)["Action"] == "Reset"
+        assert content(stage.last)["Late"] is True
 
 
 class TestCongestion:
@@ -587,7 +599,7 @@ class StopTests(SynchronousTestCase):
         self.stage.disconnect(session)
         self.stage.deliver([2, "c-3", "Reset", {}])
         reasons = [content(publication)["ErrorDetails"]["reason"] for publication in self.stage.broker.publications]
-        assert reasons == ["shutting_down", "shutting_down"]
+        assert reasons == ["shutting_down"] * 3
 
     def test_a_call_that_comes_while_the_sockets_close_fails(self) -> None:
         self.stage.connect()
@@ -636,3 +648,56 @@ class TestSettingsOfOneChargePoint:
         assert stage.broker.publications[-1].topic == "ocpp/cp/Error/WB-1"
         special.message_received(delivery([2, "c-2", "DataTransfer", {"data": "x" * 50}]))
         assert exactjson.loads(stage.broker.publications[-1].payload)["ErrorDetails"]["reason"] == "too_large"
+
+
+class TestMessagesUnderWay:
+    """What a service sent just before its charge point went away has its end, too."""
+
+    def test_a_call_gets_its_notice(self) -> None:
+        stage = Stage()
+        stage.disconnect(stage.connect())
+        stage.deliver([2, "c-1", "Reset", {}])
+        assert content(stage.last)["ErrorDetails"]["reason"] == "disconnected"
+
+    def test_after_a_while_nobody_remembers(self) -> None:
+        stage = Stage()
+        stage.disconnect(stage.connect())
+        stage.clock.advance(10)
+        stage.deliver([2, "c-1", "Reset", {}])
+        assert stage.broker.publications == []
+        assert stage.gateway.counters["unknown_identity"] == 1
+
+    def test_strays_are_logged_once_a_minute(self) -> None:
+        stage = Stage()
+        with capturedLogs() as events:
+            for _ in range(50):
+                stage.deliver([2, "c-1", "Reset", {}])
+        assert len(events) == 1
+        assert stage.gateway.counters["unknown_identity"] == 50
+
+
+def test_a_message_without_end_is_not_even_read() -> None:
+    stage = Stage()
+    stage.connect()
+    stage.deliver(b"[" * 3_000_000)
+    assert stage.gateway.counters["too_large_to_read"] == 1
+    assert len(stage.broker.acknowledged) == 1
+
+
+def test_a_call_that_the_broker_delivers_again_is_not_written_again() -> None:
+    # MQTT 5, 4.4: without our acknowledgement it has to.
+    stage = Stage()
+    session = stage.connect()
+    again = delivery([2, "c-1", "Reset", {}], duplicate=True)
+    stage.gateway.messages_received([delivery([2, "c-1", "Reset", {}]), again])
+    session.frame_received(b'[3,"c-1",{}]')
+    stage.gateway.messages_received([again])
+    assert [frame[1] for frame in session.charge_point.frames] == ["c-1"]
+    assert stage.gateway.counters["delivered_again"] == 2
+
+
+def test_a_first_delivery_with_the_mark_of_a_second_one_is_written() -> None:
+    stage = Stage()
+    session = stage.connect()
+    stage.gateway.messages_received([delivery([2, "c-1", "Reset", {}], duplicate=True)])
+    assert [frame[1] for frame in session.charge_point.frames] == ["c-1"]

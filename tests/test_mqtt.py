@@ -32,7 +32,7 @@ from twisted.logger import capturedLogs
 
 from ocppgw.handover import Acknowledge, Handover, Subscribe, Unsubscribe
 from ocppgw.interfaces import Delivery, Properties, Publication
-from ocppgw.mqtt import FILTERS_PER_SUBSCRIBE, LAST_DELAY, MAX_UNTAKEN, PACKET_HEADER, READS, Link
+from ocppgw.mqtt import FILTERS_PER_SUBSCRIBE, GIVE_UP, LAST_DELAY, MAX_UNTAKEN, PACKET_HEADER, READS, Link
 from ocppgw.mqttclient import PublishProperties
 from ocppgw.settings import BrokerAddress, Mqtt
 
@@ -539,6 +539,25 @@ def test_what_no_packet_can_hold_is_refused_and_holds_nothing_up(broker: Scripte
     assert stage.queue.pending == 0
 
 
+def test_what_the_broker_closes_for_is_given_up_at_last(broker: ScriptedBroker, stage: Stage) -> None:
+    """MQTT 3.1.1 has no Maximum Packet Size: mosquitto and rumqttd close the connection for a larger packet."""
+    stage.publish(b"good", b"poison", b"more")
+    for _ in range(GIVE_UP):
+        with connected(broker) as conversation:
+            packet = conversation.expect(PUBLISH)
+            while packet.payload != b"poison":
+                conversation.puback(packet)
+                packet = conversation.expect(PUBLISH)
+    _, reason = stage.events.wait_for("refused")
+    assert "closes the connection over one of 6 bytes" in reason
+    with connected(broker) as conversation:
+        packet = conversation.expect(PUBLISH)
+        assert packet.payload == b"more"
+        conversation.puback(packet)
+        stage.stop(LIMIT)
+    assert stage.queue.pending == 0
+
+
 class TestStop:
     def test_what_is_queued_is_sent_and_the_session_ended(self, broker: ScriptedBroker, stage: Stage) -> None:
         with connected(broker) as conversation:
@@ -573,10 +592,12 @@ class TestStop:
             assert conversation.expect(DISCONNECT).properties == property_of(SESSION_EXPIRY, 0, 4)
         assert stage.queue.pending == 1
 
-    def test_a_broker_that_says_nothing_is_not_waited_for(self, broker: ScriptedBroker, stage: Stage) -> None:
+    def test_a_broker_that_says_nothing_is_not_waited_for_longer_than_the_limit(
+        self, broker: ScriptedBroker, stage: Stage
+    ) -> None:
         with broker.accept() as conversation:
             stage.publish(b"1")
-            stage.stop(LIMIT)
+            stage.stop(0.5)
             assert conversation.connect.client_id == "ocppgw-gw-1"
 
     def test_nobody_there(self) -> None:
@@ -590,8 +611,20 @@ class TestStop:
         with connected(broker) as conversation:
             stage.publish(b"1")
             conversation.expect(PUBLISH)
-            stage.link.stop(LIMIT)
+            stage.link.stop(0.5)
         stage.wait_for_end()
+
+    def test_a_broker_that_comes_back_in_time_gets_what_is_left(self, broker: ScriptedBroker, stage: Stage) -> None:
+        with connected(broker) as conversation:
+            stage.publish(b"1")
+            conversation.expect(PUBLISH)
+            stage.link.stop(LIMIT)
+        with connected(broker) as conversation:
+            packet = conversation.expect(PUBLISH)
+            assert packet.payload == b"1"
+            conversation.puback(packet)
+        stage.wait_for_end()
+        assert stage.queue.pending == 0
 
 
 class Service:

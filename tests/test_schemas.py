@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import pytest
 
-from ocppgw.schemas import MAX_DETAIL, SchemaError, Schemas, Violation
+from ocppgw.schemas import MAX_DETAIL, MAX_ERRORS, SchemaError, Schemas, Violation
 
 SCHEMAS = Schemas.load()
+Draft = jsonschema_rs.validator_for({"required": ["x"]})
 NOW = "2026-11-22T10:00:00Z"
 BOOT = {"chargePointVendor": "v", "chargePointModel": "m"}
 
@@ -163,3 +166,26 @@ class TestDirectory:
     def test_a_folder_that_is_not_there_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(SchemaError, match="nowhere: cannot be read"):
             Schemas.load(tmp_path / "nowhere")
+
+
+def test_a_detail_has_no_control_characters_of_the_peer() -> None:
+    violation = SCHEMAS.check("ocpp1.6", "Heartbeat", False, {"a\n\x1b[31mEVIL": 1})
+    assert violation == Violation("format", "Additional properties are not allowed ('a??[31mEVIL' was unexpected)")
+
+
+def test_a_payload_full_of_faults_costs_no_more_than_a_few() -> None:
+    looked_at = []
+
+    class Endless:
+        def is_valid(self, instance: Any) -> bool:
+            return False
+
+        def iter_errors(self, instance: Any) -> Iterator[Any]:
+            for error in Draft.iter_errors({"connectorId": 1}):
+                while True:
+                    looked_at.append(error)
+                    yield error
+
+    schemas = Schemas({("ocpp1.6", "A", False): Endless()})
+    assert schemas.check("ocpp1.6", "A", False, {}) is not None
+    assert len(looked_at) == MAX_ERRORS
