@@ -118,8 +118,8 @@ class Session:
         except ProtocolFault as fault:
             self._frame_refused(frame, fault, "invalid_frame")
             return
-        if isinstance(message, Call) and self._end is not None:
-            # Its answer could not be sent any more, or would reach the successor, which has not asked.
+        if isinstance(message, Call) and self._end == "replaced":
+            # Its answer would reach the successor, which has not asked; a CALL without an answer is sent again.
             self._owner.count("call_after_end")
         elif isinstance(message, (Call, Send)):
             self._request_received(message, frame)
@@ -132,7 +132,7 @@ class Session:
             self._frame_refused(frame, fault, "invalid_payload")
             if self._rules.reject:
                 return
-        if isinstance(message, Call):
+        if isinstance(message, Call) and self._end is None:
             self._asked.add(message.unique_id, message.action)
         self._owner.publish(self, message, None, frame)
 
