@@ -19,17 +19,19 @@ _FORBIDDEN = "%\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef" + "".join(
 )
 _UNSAFE_TEXT = re.compile(f"[{_FORBIDDEN}]")
 _UNSAFE_LEVEL = re.compile(rf"[/+#{_FORBIDDEN}]|^\$")
+# What nearly all of them are made of; ten times as quick as looking for what is not safe.
+_PLAIN = re.compile(r"[A-Za-z0-9._:-]+")
 _PLACEHOLDER = re.compile(r"\$\{([^}]*)\}")
 
 
 def encode_level(value: str) -> str:
     """Make a peer's text safe as one level of a topic: ``/ + # %``, control characters and a leading ``$`` encoded."""
-    return _UNSAFE_LEVEL.sub(_percent, value)
+    return value if _PLAIN.fullmatch(value) else _UNSAFE_LEVEL.sub(_percent, value)
 
 
 def encode_text(value: str) -> str:
     """Make a peer's text safe as an MQTT string that is no topic, e.g. a user property."""
-    return _UNSAFE_TEXT.sub(_percent, value)
+    return value if _PLAIN.fullmatch(value) else _UNSAFE_TEXT.sub(_percent, value)
 
 
 def _percent(match: re.Match[str]) -> str:
