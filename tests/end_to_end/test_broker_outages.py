@@ -154,6 +154,18 @@ def test_a_connection_over_which_nothing_comes_is_given_up(outage: Outage) -> No
         assert outage.service.take("ocpp/cp/CP1/Heartbeat").content["UniqueId"] == "1"
 
 
+def test_a_stop_waits_for_the_broker_while_there_is_something_to_send(outage: Outage) -> None:
+    with ChargePoint(outage.port, "CP1") as charge_point:
+        for number in range(50):
+            charge_point.send(2, str(number), "MeterValues", {})
+        charge_point.heard()
+        os.kill(outage.gateway.pid, signal.SIGTERM)
+        assert charge_point.close_code()[0] == 1001
+    outage.relay.open()
+    assert [_number(outage) for _ in range(50)] == list(range(50))
+    assert outage.gateway.wait_exit(LIMIT) == -signal.SIGTERM
+
+
 @pytest.mark.parametrize("version", ["5", "3.1.1"])
 def test_a_broker_that_crashed_is_found_again(tmp_path: Path, version: str) -> None:
     port, mqtt_port = free_port(), free_port()

@@ -162,6 +162,7 @@ def test_a_stop_closes_charge_points_and_hands_in_what_they_sent(tmp_path: Path)
         assert second.receive()[1] == "c-1"
         for number in range(300):
             first.send(2, str(number), "MeterValues", {"data": "x" * 1000})
+        first.heard()
         os.kill(running.pid, signal.SIGTERM)
         assert [charge_point.close_code()[0] for charge_point in (first, second)] == [1001, 1001]
         assert running.wait_exit(LIMIT) == -signal.SIGTERM
@@ -229,13 +230,15 @@ def test_charge_points_that_do_not_answer_do_not_hold_it_up() -> None:
 
 
 def test_a_stop_without_a_broker_says_what_is_lost(tmp_path: Path) -> None:
-    port, gone = free_port(), free_port()
-    with gateway("--ws", f"tcp:{port}:interface=127.0.0.1", "--mqtt", f"mqtt://127.0.0.1:{gone}") as process:
+    port, gone, file = free_port(), free_port(), tmp_path / "ocppgw.toml"
+    file.write_text("drain_seconds = 1\n", encoding="utf-8")
+    endpoint = f"tcp:{port}:interface=127.0.0.1"
+    with gateway("--ws", endpoint, "--config", str(file), "--mqtt", f"mqtt://127.0.0.1:{gone}") as process:
         process.wait_for("cannot connect to broker", START_LIMIT)
         with ChargePoint(port, "CP1") as charge_point:
             for number in range(3):
                 charge_point.send(2, str(number), "Heartbeat", {})
-            charge_point.socket.ping().wait(LIMIT)  # answered after the frames before it
+            charge_point.heard()
             os.kill(process.pid, signal.SIGTERM)
             assert charge_point.close_code()[0] == 1001
         assert process.wait_exit(LIMIT) == -signal.SIGTERM

@@ -6,7 +6,6 @@ import base64
 import json
 import re
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -119,16 +118,13 @@ class ChargePoint:
         version: str = "ocpp1.6",
         *,
         password: bytes | None = None,
-        tls: ssl.SSLContext | None = None,
         path: str = "/ocpp",
     ) -> None:
-        scheme = "ws" if tls is None else "wss"
         # A context manager also where it gives the connection at once: websockets 17 insists on it.
         self._connecting = connect(
-            f"{scheme}://127.0.0.1:{port}{path}/{quote(cid, safe='')}",
+            f"ws://127.0.0.1:{port}{path}/{quote(cid, safe='')}",
             subprotocols=[version],  # type: ignore[list-item]
             additional_headers=None if password is None else {"Authorization": basic(cid, password)},
-            ssl=tls,
             compression=None,
             max_size=None,
             open_timeout=LIMIT,
@@ -150,6 +146,10 @@ class ChargePoint:
     def receive(self) -> Any:
         """Wait for a frame."""
         return json.loads(self.socket.recv(LIMIT))
+
+    def heard(self) -> None:
+        """Wait until the gateway has read all that was sent: a ping is answered in its turn."""
+        assert self.socket.ping().wait(LIMIT), "no pong"
 
     def close_code(self) -> tuple[int | None, str | None]:
         """Wait until the gateway closes; its code and reason."""
