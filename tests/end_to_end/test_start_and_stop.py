@@ -48,13 +48,12 @@ def at(port: int, mqtt_port: int) -> tuple[str, ...]:
 
 
 def test_without_any_option_it_says_where_to_connect_and_what_to_subscribe_to() -> None:
-    taken = [port for port in (33033, 1883) if answers(port)]
     with gateway(program=["twistd", "-n"]) as process:
-        if taken:  # by another program of this machine: then it has to say so
+        url = process.wait_for(r"charge points connect to (\S+)|Address already in use|is taken", START_LIMIT)[1]
+        if url is None:  # another program of this machine has one of the ports: then it has to say so
             assert process.wait_exit() == 1
             assert len(process.lines) == 1
             return
-        url = process.wait_for(r"charge points connect to (\S+)", START_LIMIT)[1]
         assert url == "ws://127.0.0.1:33033/ocpp/<identity>"
         told = process.wait_for(r"services on mqtt://127\.0\.0\.1:1883 subscribe to (\S+) and publish to (\S+)")
         assert told.groups() == ("ocpp/cp/+/+", "ocpp/cs/<identity>/<any>/<any>")
@@ -162,7 +161,6 @@ def test_a_stop_closes_charge_points_and_hands_in_what_they_sent(tmp_path: Path)
         assert second.receive()[1] == "c-1"
         for number in range(300):
             first.send(2, str(number), "MeterValues", {"data": "x" * 1000})
-        first.heard()
         os.kill(running.pid, signal.SIGTERM)
         assert [charge_point.close_code()[0] for charge_point in (first, second)] == [1001, 1001]
         assert running.wait_exit(LIMIT) == -signal.SIGTERM
