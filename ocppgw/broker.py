@@ -24,6 +24,11 @@ LOG_INTERVAL = 60.0
 STOP_GRACE = 2.0
 """Seconds beyond its limit that the thread gets to end."""
 
+_TAKEN_OVER = (
+    "another client of broker {broker} uses the client id {client_id}: give each gateway its own --node; "
+    "waiting {seconds:g} s"
+)
+
 
 @implementer(IBroker)
 class Broker(Service):
@@ -140,7 +145,8 @@ class Broker(Service):
         """Say so, and tell the client."""
         self.away_since = None
         self.carries_properties = version == "5"
-        self._said.clear()
+        # What was said of another client with our id stands: being connected again is part of that.
+        self._said = {said: at for said, at in self._said.items() if said.startswith(_TAKEN_OVER)}
         self.log.info("connected to broker {broker} (MQTT {version})", broker=self._name, version=version)
         self.client.broker_connected()
 
@@ -158,12 +164,7 @@ class Broker(Service):
         """Say so: two gateways with one name would throw each other out for ever."""
         self.away_since = self._reactor.seconds()
         reason = "another client uses our client id"
-        self._say(
-            "another client of broker {broker} uses the client id {client_id}: give each gateway its own --node; "
-            "waiting {seconds:g} s",
-            reason,
-            seconds=delay,
-        )
+        self._say(_TAKEN_OVER, reason, seconds=delay)
         self.client.broker_lost(reason)
 
     def link_received(self, deliveries: list[Delivery]) -> None:

@@ -38,6 +38,8 @@ FILTERS_PER_SUBSCRIBE = 8
 """AWS IoT closes the connection for more than 8 in one SUBSCRIBE; the others do not care."""
 FIRST_DELAY, LAST_DELAY = 1.0, 30.0
 """Seconds between attempts to connect, doubled each time, plus or minus a fifth."""
+LONGEST_ASIDE = 600.0
+"""Seconds that we stand aside at most for another client with our client id."""
 SHORT_LIVED = 10.0
 """Seconds: three connections in a row that end sooner mean that somebody else uses our client id."""
 GIVE_UP = 5
@@ -123,6 +125,7 @@ class Link:
         self._reason = ""
         self._refusal: ReasonCode | None = None
         self._short_lived = 0
+        self._aside = 0.0
         self._stuck: Publication | None = None
         self._stuck_times = 0
         self._window = WINDOW
@@ -186,8 +189,12 @@ class Link:
             return FIRST_DELAY
         taken_over = self._refusal is not None and self._refusal.value == _SESSION_TAKEN_OVER
         if taken_over or self._short_lived >= 3:
-            self._call(self._events.link_taken_over, LAST_DELAY)
-            return LAST_DELAY
+            # Twice as long each time, until we are left alone: else the two would throw each other out for ever.
+            self._aside = min(2 * self._aside, LONGEST_ASIDE) if self._aside else LAST_DELAY
+            self._call(self._events.link_taken_over, self._aside)
+            return self._aside
+        if lived >= SHORT_LIVED:
+            self._aside = 0.0
         self._call(self._events.link_lost, self._reason)
         return FIRST_DELAY
 

@@ -273,6 +273,7 @@ class TestConnection:
         with capturedLogs() as events:
             still.broker.link_taken_over(30.0)
             still.reactor.advance(LOG_INTERVAL / 2)
+            still.broker.link_connected("5")
             still.broker.link_taken_over(30.0)
         assert lines(events) == [
             (

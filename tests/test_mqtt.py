@@ -516,6 +516,16 @@ class TestLosses:
             told = [stage.events.next()[0] for _ in range(6)]
             assert told == ["connected", "lost"] * 2 + ["connected", "taken_over"]
 
+    def test_each_time_it_is_left_alone_for_longer(self) -> None:
+        link = Link(
+            Mqtt(), tcp(1), "ocppgw-gw-1", Handover(), Events(), lambda function, *arguments: function(*arguments)
+        )
+        delays = [link._after_loss(1.0) for _ in range(9)]
+        assert delays == [1, 1, 30, 60, 120, 240, 480, 600, 600]
+        assert link._after_loss(11.0) == 1
+        assert [link._after_loss(1.0) for _ in range(3)] == [1, 1, 30]
+        link._queue.close()
+
     def test_an_idle_connection_is_kept_alive(self, broker: ScriptedBroker) -> None:
         with Stage(tcp(broker.port), keepalive=1) as stage, broker.accept_socket() as connection:
             connection.recv(1000)
