@@ -236,8 +236,7 @@ class Gateway(Service):
         )
 
     def _values(self, session: Session) -> dict[str, str]:
-        # The user name is the identity: the login sees to that.
-        return {"cid": session.level, "username": session.level, "version": session.version}
+        return {"cid": session.level, "version": session.version}
 
     def _filter(self, session: Session) -> str:
         return self.settings.topics.downstream.render(self._values(session))
